@@ -1,0 +1,348 @@
+"""What every energy-based model, kernel and path of the package has in common.
+
+An energy-based model is a NumPyro distribution whose density is known up to a constant,
+``p(x) = exp(-E(x)) / Z``. :class:`EnergyDistribution` makes the constant impossible to forget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
+from numpyro.util import not_jax_tracer
+
+from numpyro_ebm.normalizer import (
+    NORMALIZERS,
+    NormalizerError,
+    guard,
+    in_host_log_likelihood,
+    warn_unnormalized,
+)
+
+Chain = Any
+"""The state of a Markov chain on a model: a pytree that the model itself defines."""
+
+
+class EnergyDistribution(Distribution):
+    r"""A NumPyro distribution with density :math:`p(x) = \exp(-E(x)) / Z`.
+
+    Subclasses define ``energy`` (hidden units summed out), the Gibbs chain and, where the states
+    can be summed, ``exact_log_z``; the treatment of :math:`\log Z` is here. Energies and log
+    densities are in nats.
+
+    Args:
+        batch_shape: Batch shape, as in every NumPyro distribution.
+        event_shape: Shape of one value.
+        normalizer: What ``log_prob`` knows of :math:`\log Z`. ``"guard"`` (default) leaves it out
+            and raises :class:`NormalizerError` when ``log_prob`` is differentiated with respect
+            to a parameter; ``"exact"`` enumerates the states; an array is :math:`\log Z` at these
+            very parameters (the guard stays on); ``"ignore"`` leaves it out on purpose.
+        validate_args: Whether parameters and values are checked, as in NumPyro.
+
+    References:
+        Goodfellow, Bengio & Courville (2016), *Deep Learning*, section 16.2.
+    """
+
+    pytree_data_fields = ("_log_z",)
+    pytree_aux_fields = ("_normalizer", "chain_site")
+
+    num_sweeps: int = 1000
+    """Gibbs sweeps that ``sample`` runs from independent starts where it cannot be exact."""
+
+    def __init__(
+        self,
+        batch_shape: tuple[int, ...],
+        event_shape: tuple[int, ...],
+        *,
+        normalizer: str | ArrayLike = "guard",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.chain_site: str | None = None
+        self._normalizer, self._log_z = self._parse_normalizer(normalizer, batch_shape)
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def _parse_normalizer(self, normalizer: Any, batch_shape: tuple[int, ...]) -> tuple[str, Any]:
+        name = type(self).__name__
+        if isinstance(normalizer, str):
+            if normalizer not in NORMALIZERS:
+                raise ValueError(
+                    f"{name}: expected `normalizer` to be one of {NORMALIZERS} or an array with "
+                    f"log Z; got {normalizer!r}."
+                )
+            return normalizer, None
+        try:
+            log_z = jnp.asarray(normalizer)
+        except TypeError as error:
+            raise TypeError(
+                f"{name}: expected `normalizer` to be one of {NORMALIZERS} or an array with "
+                f"log Z; got {type(normalizer).__name__}."
+            ) from error
+        if not jnp.issubdtype(log_z.dtype, jnp.floating):
+            log_z = log_z.astype(jnp.result_type(float))
+        try:
+            fits = jnp.broadcast_shapes(log_z.shape, batch_shape) == batch_shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name}: expected an array `normalizer` to broadcast to the batch shape "
+                f"{batch_shape}; got shape {log_z.shape}."
+            )
+        if not_jax_tracer(log_z) and not np.all(np.isfinite(log_z)):
+            raise ValueError(f"{name}: expected a finite `normalizer`; got {np.asarray(log_z)}.")
+        return "known", log_z
+
+    # ----- density -------------------------------------------------------------------------
+
+    def energy(self, value: Num[ArrayLike, "*shape"]) -> Float[Array, "*batch"]:
+        """E(value) in nats, hidden units summed out: everything of -log p but log Z."""
+        raise TypeError(f"{type(self).__name__} does not define `energy`.")
+
+    def exact_log_z(self) -> Float[Array, "*batch"]:
+        """Return log Z in nats by summing all states (differentiable).
+
+        Raises:
+            NormalizerError: The model has no tractable sum.
+        """
+        raise NormalizerError(
+            f"{type(self).__name__}: log Z cannot be computed exactly; estimate it with "
+            "ebm.evidence.ais."
+        )
+
+    @property
+    def normalizer(self) -> str:
+        """One of ``"guard"``, ``"exact"``, ``"ignore"``, or ``"known"`` for an array."""
+        return self._normalizer
+
+    @property
+    def log_normalizer(self) -> Float[Array, "*batch"]:
+        """What ``log_prob`` subtracts, in nats; raises :class:`NormalizerError` if unknown."""
+        if self._normalizer == "exact":
+            return self.exact_log_z()
+        if self._normalizer == "known":
+            return jnp.broadcast_to(self._log_z, self.batch_shape)
+        raise NormalizerError(
+            f'{type(self).__name__}: log Z is unknown with normalizer="{self._normalizer}"; '
+            'pass normalizer="exact", or estimate it with ebm.evidence.'
+        )
+
+    def log_prob(
+        self, value: Num[ArrayLike, "*shape"], intermediates: list[Any] | None = None
+    ) -> Float[Array, "*batch"]:
+        r"""Return :math:`-E(x) - \log Z` in nats; see ``normalizer`` for what is known of log Z.
+
+        Args:
+            value: Values of shape ``batch + event_shape``.
+            intermediates: Unused; part of NumPyro's signature.
+
+        Raises:
+            ValueError: ``value`` has the wrong shape or lies outside the support.
+            NormalizerError: Differentiated with respect to a parameter while log Z is unknown.
+        """
+        inside = self.check_value(value)
+        if self._normalizer == "exact":
+            log_prob = -self.energy(value) - self.exact_log_z()
+        elif self._normalizer == "ignore":
+            log_prob = -self.energy(value)
+        else:
+            guarded = self._guarded()
+            log_prob = -guarded.energy(value)
+            if self._normalizer == "known":
+                log_prob = log_prob - guarded._log_z
+        if self._normalizer in ("guard", "ignore") and in_host_log_likelihood():
+            warn_unnormalized(type(self).__name__)
+            return jnp.full_like(log_prob, jnp.nan)
+        return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
+
+    def _guarded(self) -> Self:
+        """The same distribution, its parameters behind the gradient guard."""
+        named = {name: self.__dict__.get(name) for name in type(self).gather_pytree_data_fields()}
+        paths, _ = jax.tree.flatten_with_path({k: v for k, v in named.items() if v is not None})
+        label_of = {
+            id(leaf): jax.tree_util.keystr(path, simple=True, separator=".") for path, leaf in paths
+        }
+        leaves, treedef = jax.tree.flatten(self)
+        real = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+        labels = tuple(label_of.get(id(leaves[i]), "parameter") for i in real)
+        guarded = guard(type(self).__name__, labels, tuple(leaves[i] for i in real))
+        for i, leaf in zip(real, guarded, strict=True):
+            leaves[i] = leaf
+        return jax.tree.unflatten(treedef, leaves)
+
+    def check_value(self, value: Num[ArrayLike, "*shape"], name: str = "value") -> Any:
+        """Check shape and support of a value.
+
+        Returns:
+            ``True`` for a value known to be in the support (or when validation is off), else the
+            traced mask of shape ``batch`` under a JAX transformation.
+
+        Raises:
+            ValueError: Wrong shape, or a concrete value outside the support.
+        """
+        shape, event = jnp.shape(value), self.event_shape
+        label = f"{type(self).__name__}: expected `{name}`"
+        if shape[len(shape) - len(event) :] != event:
+            raise ValueError(f"{label} of shape (..., {str(event)[1:]}; got {shape}.")
+        try:
+            jnp.broadcast_shapes(shape[: len(shape) - len(event)], self.batch_shape)
+        except ValueError as error:
+            raise ValueError(
+                f"{label} with leading dimensions that broadcast with the batch shape "
+                f"{self.batch_shape}; got {shape}."
+            ) from error
+        if not self._validate_args:
+            return True
+        inside = self.support(value)
+        if not not_jax_tracer(inside):
+            return inside
+        if not np.all(inside):
+            flat = np.asarray(value)[~np.asarray(inside)].ravel()
+            raise ValueError(
+                f"{label} in the support {self.support}; got {np.unique(flat)[:6]} in "
+                f"{int(np.size(inside) - np.sum(inside))} of {np.size(inside)} values."
+            )
+        return True
+
+    # ----- chain protocol ------------------------------------------------------------------
+
+    def init_chain(self, rng_key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Chain:
+        """Start chains of shape ``shape + batch_shape`` at independent random states."""
+        raise TypeError(f"{type(self).__name__} does not define `init_chain`.")
+
+    def chain_at(self, value: Num[Array, "*shape"]) -> Chain:
+        """Start chains at given values of the visible units."""
+        raise TypeError(f"{type(self).__name__} does not define `chain_at`.")
+
+    def gibbs_step(
+        self,
+        rng_key: Key[Array, ""],
+        chain: Chain,
+        *,
+        mask: Bool[Array, "*event"] | None = None,
+        values: Num[Array, "*event"] | None = None,
+    ) -> Chain:
+        """One sweep that leaves the distribution invariant.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+            mask: True where a visible unit is clamped; broadcasts against the visible units.
+            values: What the clamped units are held at.
+        """
+        raise TypeError(f"{type(self).__name__} does not define `gibbs_step`.")
+
+    def visible(self, chain: Chain) -> Num[Array, "*shape"]:
+        """Values of the visible units of a chain."""
+        return chain
+
+    def refresh(self, chain: Chain) -> Chain:
+        """Recompute what a chain caches for the present parameters (identity by default)."""
+        return chain
+
+    def chain_energy(self, chain: Chain) -> Float[Array, "*batch"]:
+        """Energy of a chain's visible units in nats, from what the chain has cached."""
+        return self.energy(self.visible(chain))
+
+    def tilt(
+        self, log_factor: Callable[[Array], Array], shape: tuple[int, ...] | None = None
+    ) -> EnergyDistribution:
+        """Multiply the density by a factor that is a product over visible units.
+
+        Args:
+            log_factor: Maps values to the log factor of each unit, of the same shape.
+            shape: Shape of the values, ``batch_shape + event_shape`` by default.
+
+        Raises:
+            ValueError: No distribution of this class has that product as its density.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot absorb a likelihood term on its visible units."
+        )
+
+    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> Path:
+        """The path from a tractable base (beta = 0) to this model (beta = 1)."""
+        raise ValueError(f"{type(self).__name__} has no default path; pass one explicitly.")
+
+    def sample(
+        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
+    ) -> Num[Array, "*shape"]:
+        """Draw by ``num_sweeps`` Gibbs sweeps from independent random starts.
+
+        The draws are approximate where the chain mixes slowly; subclasses draw exactly where the
+        states can be enumerated.
+        """
+        return sample_by_gibbs(self, key, tuple(sample_shape), self.num_sweeps)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def sample_by_gibbs(
+    distribution: EnergyDistribution,
+    rng_key: Key[Array, ""],
+    shape: tuple[int, ...],
+    num_sweeps: int,
+) -> Num[Array, "*shape"]:
+    """Run ``num_sweeps`` sweeps from random starts and return the visible units."""
+    key_init, key_run = jax.random.split(rng_key)
+    chain = distribution.init_chain(key_init, shape)
+
+    def sweep(i, chain):
+        return distribution.gibbs_step(jax.random.fold_in(key_run, i), chain)
+
+    chain = jax.lax.fori_loop(0, num_sweeps, sweep, chain)
+    return widen(distribution.visible(chain))
+
+
+def widen(value: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """Cast 8-bit states to NumPyro's integer type, in which arithmetic does not wrap."""
+    if jnp.issubdtype(value.dtype, jnp.integer) and value.dtype.itemsize < 4:
+        return value.astype(jnp.int32)
+    return value
+
+
+def unwrap(fn: Distribution) -> EnergyDistribution | None:
+    """Find the energy-based model under ``expand``, ``to_event`` and ``mask``, if there is one."""
+    while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, EnergyDistribution) else None
+
+
+class Kernel(Protocol):
+    """A Markov kernel: pure functions of the target, so one kernel serves every algorithm."""
+
+    def init(self, value: Num[Array, "*shape"], target: Any) -> Any:
+        """Return the kernel's state at ``value``."""
+
+    def step(self, rng_key: Key[Array, ""], state: Any, target: Any) -> tuple[Any, Any]:
+        """Return the next state, which leaves ``target`` invariant, and an info tuple."""
+
+    def value(self, state: Any, target: Any) -> Num[Array, "*shape"]:
+        """Return the position of a state."""
+
+
+class Path(Protocol):
+    """A sequence of models from a tractable base (beta = 0) to the target (beta = 1)."""
+
+    log_z0: Float[Array, ""]
+    """log Z of the base, in nats."""
+
+    def at(self, beta: Float[ArrayLike, ""]) -> EnergyDistribution:
+        """Return the model at inverse temperature ``beta``."""
+
+    def sample(self, rng_key: Key[Array, ""], num_samples: int) -> Chain:
+        """Draw chains exactly at beta = 0."""
+
+    def log_weight_increment(
+        self, chain: Chain, beta: Float[ArrayLike, ""], beta_next: Float[ArrayLike, ""]
+    ) -> Float[Array, "*batch"]:
+        """E_beta(x) - E_beta_next(x) of a chain in nats, without cancellation."""

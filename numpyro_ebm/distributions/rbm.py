@@ -1,0 +1,388 @@
+"""The restricted Boltzmann machine over any two layers of units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
+from numpyro.distributions import Distribution, constraints
+from numpyro.util import not_jax_tracer
+
+from numpyro_ebm.base import EnergyDistribution, sample_by_gibbs, widen
+from numpyro_ebm.distributions.path import BaseRatePath
+from numpyro_ebm.distributions.summation import (
+    can_sum,
+    check_normalizable,
+    exact_log_z,
+    exact_sample,
+    num_terms,
+)
+from numpyro_ebm.units import Bernoulli, Unit
+
+_EXACT_SAMPLE_TERMS = 2**14
+"""``sample`` draws exactly from models whose smaller layer has at most this many states."""
+
+
+class RBMChain(NamedTuple):
+    """State of a block Gibbs chain on an RBM.
+
+    Attributes:
+        visible: Visible units.
+        hidden: Hidden units.
+        field: Input ``v @ W`` to the hidden units, kept between sweeps once ``refresh`` has
+            computed it; ``None`` where nothing is cached.
+    """
+
+    visible: Array
+    hidden: Array
+    field: Array | None = None
+
+
+class RBM(EnergyDistribution):
+    r"""Restricted Boltzmann machine, a distribution over its visible units.
+
+    .. math:: E(v, h) = E_v(v) + E_h(h) - \phi(v)^T W \phi(h), \qquad
+        E(v) = E_v(v) - \Lambda_h(\phi(v)^T W)
+
+    with each layer's energy and features as its units define them and :math:`\Lambda_h` the
+    cumulant function of the hidden layer. For Bernoulli units (arrays of logits b, c):
+    :math:`E(v) = -b^T v - \sum_j \log(1 + e^{c_j + v^T W_j})`. Energies are in nats.
+
+    Args:
+        weights: W of shape ``batch + visible.feature_shape + hidden.feature_shape``:
+            ``(num_visible, num_hidden)``, or ``(n, q, num_hidden)`` for Categorical visibles.
+        visible: A unit, or an array of Bernoulli logits of shape ``batch + (num_visible,)``.
+        hidden: Likewise, ``batch + (num_hidden,)``.
+        normalizer: What ``log_prob`` knows of log Z, see :class:`~numpyro_ebm.EnergyDistribution`.
+        validate_args: Whether parameters and values are checked.
+
+    Raises:
+        ValueError: Shapes do not match, a parameter is not finite, or the density cannot be
+            normalized (such as Gaussian-Gaussian with an indefinite joint precision).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_ebm as ebm
+        >>> rbm = ebm.RBM(0.1 * jnp.ones((4, 2)), jnp.zeros(4), jnp.zeros(2), normalizer="exact")
+        >>> rbm.sample(jax.random.key(0)).shape
+        (4,)
+        >>> rbm.log_prob(jnp.array([1, 0, 1, 1])).shape
+        ()
+
+    References:
+        Smolensky (1986), "Information Processing in Dynamical Systems: Foundations of Harmony
+        Theory"; Goodfellow, Bengio & Courville (2016), *Deep Learning*, section 20.2;
+        Welling, Rosen-Zvi & Hinton (2004), "Exponential Family Harmoniums".
+    """
+
+    arg_constraints = {"weights": constraints.real}
+    pytree_data_fields = ("weights", "visible_units", "hidden_units", "_coupling")
+
+    def __init__(
+        self,
+        weights: Float[ArrayLike, "*batch"],
+        visible: Unit | Float[ArrayLike, "*batch num_visible"],
+        hidden: Unit | Float[ArrayLike, "*batch num_hidden"],
+        *,
+        normalizer: str | ArrayLike = "guard",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.visible_units = (
+            visible if isinstance(visible, Unit) else _bernoulli(visible, "visible")
+        )
+        self.hidden_units = hidden if isinstance(hidden, Unit) else _bernoulli(hidden, "hidden")
+        self.weights = _floating(weights)
+        self._coupling = None
+        batch_shape = self._check_shapes()
+        super().__init__(
+            batch_shape,
+            self.visible_units.shape,
+            normalizer=normalizer,
+            validate_args=validate_args,
+        )
+        if self._validate_args:
+            self._check_finite()
+            check_normalizable(self)
+
+    # ----- checks --------------------------------------------------------------------------
+
+    def _check_shapes(self) -> tuple[int, ...]:
+        event = self.visible_units.feature_shape + self.hidden_units.feature_shape
+        shape = self.weights.shape
+        for name, axes, unit in (
+            (
+                "visible",
+                slice(-len(event), len(shape) - len(self.hidden_units.feature_shape)),
+                self.visible_units,
+            ),
+            ("hidden", slice(-len(self.hidden_units.feature_shape), None), self.hidden_units),
+        ):
+            if len(shape) < len(event) or shape[axes] != unit.feature_shape:
+                raise ValueError(
+                    f"RBM: expected `weights` of shape (..., {', '.join(map(str, event))}) to match"
+                    f" `visible` and `hidden` units with features {self.visible_units.feature_shape}"
+                    f" and {self.hidden_units.feature_shape}; got `weights` {shape} (mismatch with "
+                    f"`{name}`)."
+                )
+        batches = {
+            "weights": shape[: len(shape) - len(event)],
+            "visible": self.visible_units.batch_shape,
+            "hidden": self.hidden_units.batch_shape,
+        }
+        try:
+            return jnp.broadcast_shapes(*batches.values())
+        except ValueError as error:
+            raise ValueError(
+                f"RBM: expected batch shapes that broadcast together; got {batches}."
+            ) from error
+
+    def _check_finite(self) -> None:
+        if not_jax_tracer(self.weights):
+            bad = int(np.sum(~np.isfinite(np.asarray(self.weights))))
+            if bad:
+                raise ValueError(
+                    f"RBM: expected finite `weights`; got {bad} NaN or infinite of "
+                    f"{self.weights.size}. Lower the learning rate or restore earlier parameters."
+                )
+
+    # ----- pieces --------------------------------------------------------------------------
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Support of the visible units."""
+        return self.visible_units.support
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of hidden units."""
+        return self.hidden_units.shape[0]
+
+    @property
+    def weight_matrix(self) -> Float[Array, "*batch visible_features hidden_features"]:
+        """Weights with the features of each layer flattened."""
+        rank = len(self.visible_units.feature_shape) + len(self.hidden_units.feature_shape)
+        batch = self.weights.shape[: self.weights.ndim - rank]
+        return self.weights.reshape(
+            *batch, self.visible_units.num_features, self.hidden_units.num_features
+        )
+
+    def input_to_hidden(self, value: Num[Array, "*batch n"]) -> Float[Array, "*batch f"]:
+        """``v @ W``, at full precision because it enters log Z."""
+        return _dot(self.visible_units.features(value), self.weight_matrix)
+
+    def input_to_visible(self, hidden: Num[Array, "*batch m"]) -> Float[Array, "*batch f"]:
+        """``W @ h``."""
+        return _dot(self.hidden_units.features(hidden), self.weight_matrix.mT)
+
+    def _coupled(self, field: Float[Array, "*batch f"]) -> Float[Array, "*batch f"]:
+        return field if self._coupling is None else self._coupling * field
+
+    # ----- energies and conditionals -------------------------------------------------------
+
+    def energy(self, value: Num[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
+        """Free energy of visible values: hidden units summed out, in nats.
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+
+        Raises:
+            ValueError: Wrong shape, or values outside the support.
+        """
+        inside = self.check_value(value)
+        value = jnp.asarray(value)
+        energy = self._energy_from(value, self.input_to_hidden(value))
+        return energy if inside is True else jnp.where(inside, energy, jnp.inf)
+
+    def _energy_from(self, value: Array, field: Array) -> Float[Array, "*batch"]:
+        hidden_term = self.hidden_units.log_partition(self._coupled(field))
+        return self.visible_units.energy(value) - hidden_term
+
+    def joint_energy(
+        self, value: Num[ArrayLike, "*batch n"], hidden: Num[ArrayLike, "*batch m"]
+    ) -> Float[Array, "*batch"]:
+        """E(v, h) in nats.
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+            hidden: Hidden values of shape ``batch + (num_hidden,)``.
+
+        Raises:
+            ValueError: A value has the wrong shape or lies outside its support.
+        """
+        inside = self.check_value(value)
+        self._check_hidden(hidden)
+        value, hidden = jnp.asarray(value), jnp.asarray(hidden)
+        field = self._coupled(self.input_to_hidden(value))
+        coupling = (field * self.hidden_units.features(hidden)).sum(-1)
+        energy = self.visible_units.energy(value) + self.hidden_units.energy(hidden) - coupling
+        return energy if inside is True else jnp.where(inside, energy, jnp.inf)
+
+    def conditional_hidden(self, value: Num[ArrayLike, "*batch n"]) -> Distribution:
+        """p(h | v), one NumPyro distribution over the hidden layer."""
+        self.check_value(value)
+        field = self._coupled(self.input_to_hidden(jnp.asarray(value)))
+        return self.hidden_units.conditional(field)
+
+    def conditional_visible(self, hidden: Num[ArrayLike, "*batch m"]) -> Distribution:
+        """p(v | h), one NumPyro distribution over the visible layer."""
+        self._check_hidden(hidden)
+        field = self._coupled(self.input_to_visible(jnp.asarray(hidden)))
+        return self.visible_units.conditional(field)
+
+    def _check_hidden(self, hidden: Num[ArrayLike, "*batch m"]) -> None:
+        shape = jnp.shape(hidden)
+        if shape[-1:] != self.hidden_units.shape:
+            raise ValueError(
+                f"RBM: expected `hidden` of shape (..., {self.num_hidden}); got {shape}."
+            )
+        if self._validate_args:
+            inside = self.hidden_units.support(hidden)
+            if not_jax_tracer(inside) and not np.all(inside):
+                raise ValueError(
+                    f"RBM: expected `hidden` in the support {self.hidden_units.support}; got "
+                    f"values outside it."
+                )
+
+    # ----- log Z, path, tilt ---------------------------------------------------------------
+
+    def exact_log_z(self) -> Float[Array, "*batch"]:
+        """Log Z in nats: states of the smaller layer summed, the other layer integrated."""
+        return exact_log_z(self)
+
+    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> BaseRatePath:
+        """Path of scaled weights from independent units at their base rates.
+
+        Args:
+            rng_key: Random key for estimating base rates from the model itself.
+            base: Data of shape ``(n, num_visible)`` to take base rates from, a visible unit, or
+                ``None`` for the model's own mean.
+        """
+        return BaseRatePath.of(self, rng_key, base)
+
+    def tilt(
+        self, log_factor: Callable[[Array], Array], shape: tuple[int, ...] | None = None
+    ) -> RBM:
+        """Return the RBM whose visible units have absorbed a likelihood term.
+
+        Args:
+            log_factor: Maps visible values to the log factor of each unit, of the same shape.
+            shape: Shape of the values, ``batch + (num_visible,)`` by default.
+
+        Raises:
+            ValueError: A continuous unit's factor is not Gaussian in it.
+        """
+        shape = self.batch_shape + self.event_shape if shape is None else shape
+        return self.with_visible(self.visible_units.tilt(log_factor, shape), self._coupling)
+
+    def with_visible(self, visible: Unit, coupling: Any = None) -> RBM:
+        """Return the unnormalized RBM with other visible units and weights times ``coupling``."""
+        rbm = RBM(self.weights, visible, self.hidden_units, validate_args=False)
+        rbm._coupling = coupling
+        return rbm
+
+    # ----- chain ---------------------------------------------------------------------------
+
+    def init_chain(self, rng_key: Key[Array, ""], shape: tuple[int, ...] = ()) -> RBMChain:
+        """Start chains with every layer drawn from its biases alone.
+
+        Args:
+            rng_key: Random key.
+            shape: Shape of the batch of chains, in front of the batch shape.
+        """
+        key_visible, key_hidden = jax.random.split(rng_key)
+        batch = tuple(shape) + self.batch_shape
+        dtype = self.weights.dtype
+        visible, hidden = self.visible_units, self.hidden_units
+        return RBMChain(
+            visible.sample(key_visible, jnp.zeros(batch + (visible.num_features,), dtype)),
+            hidden.sample(key_hidden, jnp.zeros(batch + (hidden.num_features,), dtype)),
+        )
+
+    def chain_at(self, value: Num[Array, "*batch n"]) -> RBMChain:
+        """Start chains at given visible values; the first sweep draws the hidden units."""
+        value = jnp.asarray(value).astype(self.visible_units.dtype)
+        batch = jnp.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        value = jnp.broadcast_to(value, batch + value.shape[-1:])
+        hidden = jnp.zeros(batch + self.hidden_units.shape, self.hidden_units.dtype)
+        return RBMChain(value, hidden)
+
+    def gibbs_step(
+        self,
+        rng_key: Key[Array, ""],
+        chain: RBMChain,
+        *,
+        mask: Bool[Array, "*event"] | None = None,
+        values: Num[Array, "*event"] | None = None,
+    ) -> RBMChain:
+        """One block Gibbs sweep: all hidden units given the visible, then all visible units.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+            mask: True where a visible unit is clamped.
+            values: What the clamped units are held at.
+        """
+        key_hidden, key_visible = jax.random.split(rng_key)
+        field = self.input_to_hidden(chain.visible) if chain.field is None else chain.field
+        hidden = self.hidden_units.sample(key_hidden, self._coupled(field))
+        back = self._coupled(self.input_to_visible(hidden))
+        visible = self.visible_units.sample(key_visible, back)
+        if mask is not None:
+            visible = jnp.where(mask, jnp.asarray(values).astype(visible.dtype), visible)
+        cached = None if chain.field is None else self.input_to_hidden(visible)
+        return RBMChain(visible, hidden, cached)
+
+    def visible(self, chain: RBMChain) -> Num[Array, "*batch n"]:
+        """Visible units of a chain."""
+        return chain.visible
+
+    def refresh(self, chain: RBMChain) -> RBMChain:
+        """Cache the input to the hidden units for the present weights."""
+        return chain._replace(field=self.input_to_hidden(chain.visible))
+
+    def chain_energy(self, chain: RBMChain) -> Float[Array, "*batch"]:
+        """Free energy of a chain's visible units in nats, from the cached field if there is one."""
+        field = self.input_to_hidden(chain.visible) if chain.field is None else chain.field
+        return self._energy_from(chain.visible, field)
+
+    def sample(
+        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
+    ) -> Num[Array, "*batch n"]:
+        """Draw visible values.
+
+        Exact where the smaller layer has at most 2^14 states (or both layers are Gaussian);
+        otherwise by ``num_sweeps`` block Gibbs sweeps from independent starts.
+        """
+        shape = tuple(sample_shape)
+        if can_sum(self) and num_terms(self) <= _EXACT_SAMPLE_TERMS // max(
+            1, math.prod(self.batch_shape)
+        ):
+            return widen(exact_sample(self, key, shape))
+        return sample_by_gibbs(self, key, shape, self.num_sweeps)
+
+
+def _floating(weights: Any) -> Array:
+    array = jnp.asarray(weights)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    return array.astype(jnp.result_type(float))
+
+
+def _bernoulli(logits: Any, name: str) -> Bernoulli:
+    try:
+        return Bernoulli(logits)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"RBM: expected `{name}` to be a unit or an array of Bernoulli logits. {error}"
+        ) from error
+
+
+def _dot(x: Float[Array, "*b f"], matrix: Float[Array, "*c f g"]) -> Float[Array, "*d g"]:
+    """Product of row vectors and (a batch of) matrices in full precision."""
+    if matrix.ndim == 2:
+        return jnp.matmul(x, matrix, precision="highest")
+    return jnp.einsum("...f,...fg->...g", x, matrix, precision="highest")

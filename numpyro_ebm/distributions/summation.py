@@ -1,0 +1,268 @@
+"""Exact sums over the states of an RBM: log Z, exact draws, and whether Z is finite.
+
+One layer is summed state by state; the other has a closed cumulant function. Continuous layers are
+integrated in closed form (both Gaussian) or by Gauss-Legendre quadrature (up to three ReLU units).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Key, Num
+from numpyro.util import not_jax_tracer
+
+from numpyro_ebm.normalizer import NormalizerError
+from numpyro_ebm.units import Gaussian, ReLU, Unit
+
+if TYPE_CHECKING:
+    from numpyro_ebm.distributions.rbm import RBM
+
+MAX_STATES = 2**20
+"""Most states of the smaller layer that are summed."""
+_CHUNK_FLOATS = 2**22
+"""Size of the arrays held at once while summing."""
+_MAX_RELU = 3
+_NODES = 100
+
+
+class _Layers(NamedTuple):
+    """An RBM seen from the layer whose states are summed."""
+
+    summed: Unit
+    other: Unit
+    matrix: Array
+    summed_is_visible: bool
+
+
+def _terms(unit: Unit) -> int | None:
+    if isinstance(unit, ReLU) and unit.shape[0] <= _MAX_RELU:
+        return _NODES ** unit.shape[0]
+    return unit.num_states
+
+
+def _both_gaussian(rbm: RBM) -> bool:
+    return isinstance(rbm.visible_units, Gaussian) and isinstance(rbm.hidden_units, Gaussian)
+
+
+def num_terms(rbm: RBM) -> int:
+    """Number of terms in the cheapest exact sum for log Z (1 for a closed form)."""
+    counts = [_terms(rbm.visible_units), _terms(rbm.hidden_units)]
+    finite = [count for count in counts if count is not None]
+    return 1 if _both_gaussian(rbm) else min(finite)
+
+
+def can_sum(rbm: RBM) -> bool:
+    """Whether the states of the smaller layer can be summed."""
+    summable = _terms(rbm.visible_units) is not None or _terms(rbm.hidden_units) is not None
+    return _both_gaussian(rbm) or (summable and num_terms(rbm) <= MAX_STATES)
+
+
+def _check_can_sum(rbm: RBM) -> None:
+    if can_sum(rbm):
+        return
+    kinds = f"{rbm.visible_units!r} and {rbm.hidden_units!r}"
+    if _terms(rbm.visible_units) is None and _terms(rbm.hidden_units) is None:
+        reason = f"neither layer can be summed or integrated (of {kinds})"
+    else:
+        reason = f"the smaller layer of {kinds} has {num_terms(rbm):.3g} states"
+    raise NormalizerError(
+        f'RBM: expected at most {MAX_STATES} states in the smaller layer for normalizer="exact" '
+        f"and evidence.exact; {reason}. Estimate log Z with ebm.evidence.ais and pass the array, "
+        "or keep the default guard."
+    )
+
+
+def _orient(rbm: RBM) -> _Layers:
+    visible, hidden = _terms(rbm.visible_units), _terms(rbm.hidden_units)
+    matrix = rbm.weight_matrix if rbm._coupling is None else rbm._coupling * rbm.weight_matrix
+    if hidden is not None and (visible is None or hidden <= visible):
+        return _Layers(rbm.hidden_units, rbm.visible_units, matrix.mT, False)
+    return _Layers(rbm.visible_units, rbm.hidden_units, matrix, True)
+
+
+def _over_batch(function, rbm: RBM, *args):
+    """Apply ``function`` to each member of a batch of RBMs in turn."""
+    batch = rbm.batch_shape
+    if not batch:
+        return function(rbm, *args)
+    event = rbm.visible_units.feature_shape + rbm.hidden_units.feature_shape
+    parts = (
+        jnp.broadcast_to(rbm.weights, batch + event),
+        rbm.visible_units.expand(batch),
+        rbm.hidden_units.expand(batch),
+    )
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), parts)
+
+    def one(inputs):
+        (weights, visible, hidden), own = inputs
+        single = type(rbm)(weights, visible, hidden, validate_args=False)
+        single._coupling = rbm._coupling
+        return function(single, *own)
+
+    out = jax.lax.map(one, (flat, args))
+    return out.reshape(*batch, *out.shape[1:])
+
+
+# ----- terms of the sum --------------------------------------------------------------------
+
+
+def _quadrature(layers: _Layers) -> tuple[Array, Array]:
+    """Nodes and log weights for each ReLU unit, both of shape (units, nodes).
+
+    The range covers the marginal of the layer: the density lies between that of its own
+    unit and that of the Gaussian obtained by integrating the other layer without its bounds.
+    """
+    unit, other, matrix = layers.summed, layers.other, layers.matrix
+    spread = jnp.broadcast_to(other.feature_scale, (matrix.shape[1],))
+    coupled = matrix * spread
+    precision = jnp.diag(1 / unit.scale**2) - coupled @ coupled.T
+    covariance = jnp.linalg.inv(precision)
+    drift = matrix @ other.loc if isinstance(other, Gaussian | ReLU) else jnp.zeros(unit.shape)
+    marginal = jnp.abs(covariance) @ jnp.abs(unit.loc / unit.scale**2 + drift)
+    deviation = jnp.sqrt(jnp.diag(covariance))
+    top = jnp.maximum(marginal + 11 * deviation, jnp.abs(unit.loc) + 11 * unit.scale)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    top = jax.lax.stop_gradient(top)[:, None]
+    return top * (nodes + 1) / 2, jnp.log(top * weights / 2)
+
+
+def _states(layers: _Layers, index: Array) -> tuple[Array, Array]:
+    unit = layers.summed
+    if unit.num_states is not None:
+        return unit.states(index)
+    nodes, log_weights = _quadrature(layers)
+    powers = jnp.asarray([_NODES**i for i in range(unit.shape[0])])
+    picks = (index[:, None] // powers) % _NODES
+    rows = jnp.arange(unit.shape[0])
+    return nodes[rows, picks], log_weights[rows, picks].sum(-1)
+
+
+def _log_terms(layers: _Layers, index: Array) -> Float[Array, " terms"]:
+    value, log_weight = _states(layers, index)
+    field = jnp.matmul(layers.summed.features(value), layers.matrix, precision="highest")
+    return log_weight - layers.summed.energy(value) + layers.other.log_partition(field)
+
+
+def _summed_log_z(rbm: RBM) -> Float[Array, ""]:
+    layers, total = _orient(rbm), num_terms(rbm)
+    chunk = max(1, min(total, _CHUNK_FLOATS // sum(layers.matrix.shape)))
+    num_chunks = -(-total // chunk)
+
+    @jax.checkpoint
+    def chunk_sum(start):
+        index = start + jnp.arange(chunk)
+        terms = _log_terms(layers, jnp.minimum(index, total - 1))
+        return logsumexp(jnp.where(index < total, terms, -jnp.inf))
+
+    if num_chunks == 1:
+        return chunk_sum(jnp.asarray(0))
+    return logsumexp(jax.lax.map(chunk_sum, jnp.arange(num_chunks) * chunk))
+
+
+# ----- both layers Gaussian ----------------------------------------------------------------
+
+
+def _gaussian_joint(rbm: RBM) -> tuple[Array, Array, Array]:
+    """Cholesky factor of the joint precision, joint mean, and the energy at zero."""
+    visible, hidden = rbm.visible_units, rbm.hidden_units
+    matrix = rbm.weight_matrix if rbm._coupling is None else rbm._coupling * rbm.weight_matrix
+    loc = jnp.concatenate([visible.loc, hidden.loc], -1)
+    scale = jnp.concatenate([visible.scale, hidden.scale], -1)
+    n = visible.shape[0]
+    precision = jnp.diag(1 / scale**2).at[:n, n:].set(-matrix).at[n:, :n].set(-matrix.T)
+    factor = jnp.linalg.cholesky(precision)
+    mean = jax.scipy.linalg.cho_solve((factor, True), loc / scale**2)
+    return factor, mean, 0.5 * ((loc / scale) ** 2).sum()
+
+
+def _gaussian_log_z(rbm: RBM) -> Float[Array, ""]:
+    factor, mean, energy_at_zero = _gaussian_joint(rbm)
+    quadratic = 0.5 * ((factor.T @ mean) ** 2).sum()
+    log_det = jnp.log(jnp.diag(factor)).sum()
+    return 0.5 * mean.size * jnp.log(2 * jnp.pi) - log_det + quadratic - energy_at_zero
+
+
+# ----- what the RBM calls ------------------------------------------------------------------
+
+
+def exact_log_z(rbm: RBM) -> Float[Array, "*batch"]:
+    """Log Z in nats, differentiable in every parameter.
+
+    Raises:
+        NormalizerError: The smaller layer has more than 2^20 states.
+    """
+    _check_can_sum(rbm)
+    return _over_batch(_gaussian_log_z if _both_gaussian(rbm) else _summed_log_z, rbm)
+
+
+def exact_sample(
+    rbm: RBM, rng_key: Key[Array, ""], shape: tuple[int, ...]
+) -> Num[Array, "*shape n"]:
+    """Independent exact draws of the visible units, ``shape + batch_shape + event_shape``."""
+
+    def draw(single: RBM, key) -> Array:
+        keys = jax.random.split(key, 3)
+        if _both_gaussian(single):
+            factor, mean, _ = _gaussian_joint(single)
+            noise = jax.random.normal(keys[0], (*shape, mean.size), mean.dtype)
+            solve = jax.scipy.linalg.solve_triangular
+            joint = (
+                mean + solve(factor.T, noise[..., None], lower=False)[..., 0]
+                if noise.ndim == 1
+                else mean + noise @ jnp.linalg.inv(factor)
+            )
+            return joint[..., : single.event_shape[0]]
+        layers = _orient(single)
+        probs = jax.nn.softmax(_log_terms(layers, jnp.arange(num_terms(single))))
+        index = jax.random.choice(keys[0], probs.size, shape, p=probs)
+        value, _ = _states(layers, index.reshape(-1))
+        field = jnp.matmul(layers.summed.features(value), layers.matrix, precision="highest")
+        other = layers.other.sample(keys[1], field)
+        if layers.summed_is_visible and layers.summed.num_states is None:
+            back = jnp.matmul(layers.other.features(other), layers.matrix.T, precision="highest")
+            value = layers.summed.sample(keys[2], back)
+        visible = value if layers.summed_is_visible else other
+        return visible.reshape(*shape, -1)
+
+    batch = rbm.batch_shape
+    if not batch:
+        return draw(rbm, rng_key)
+    keys = jax.random.split(rng_key, int(np.prod(batch)))
+    draws = _over_batch(draw, rbm, keys)
+    return jnp.moveaxis(draws, range(len(batch)), range(len(shape), len(shape) + len(batch)))
+
+
+def check_normalizable(rbm: RBM) -> None:
+    r"""Raise unless the density of concrete parameters is known to be normalizable.
+
+    With scales whitened into the weights, :math:`A = \sigma_v W \sigma_h` over the unbounded
+    features, Z is finite if the largest singular value of A is below 1 (and for Gaussian pairs
+    only then). Between nonnegative units only positive couplings count.
+    """
+    if not all(not_jax_tracer(leaf) for leaf in jax.tree.leaves(rbm)):
+        return
+    visible, hidden = rbm.visible_units, rbm.hidden_units
+    row = np.broadcast_to(visible.feature_scale, visible.batch_shape + (visible.num_features,))
+    column = np.broadcast_to(hidden.feature_scale, hidden.batch_shape + (hidden.num_features,))
+    if not row.any() or not column.any():
+        return
+    whitened = row[..., :, None] * np.asarray(rbm.weight_matrix) * column[..., None, :]
+    both = np.logical_and.outer(
+        np.broadcast_to(visible.nonnegative, (visible.num_features,)),
+        np.broadcast_to(hidden.nonnegative, (hidden.num_features,)),
+    )
+    norms = [
+        np.linalg.norm(m, 2, axis=(-2, -1)).max()
+        for m in (whitened, np.where(both, np.maximum(whitened, 0), whitened))
+    ]
+    if min(norms) >= 1:
+        raise ValueError(
+            f"RBM: {type(visible).__name__} visible and {type(hidden).__name__} hidden units with "
+            f"these weights have a density that cannot be normalized: the joint precision is "
+            f"indefinite (largest singular value of scale * weights * scale is {min(norms):.4g}, "
+            "expected below 1). Scale the weights down or use bounded units in one layer."
+        )
