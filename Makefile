@@ -1,0 +1,58 @@
+# Every target works in a fresh clone. It needs make and Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+BENCHMARKS := $(wildcard benchmarks/*.py)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: help quickstart test test-fast test-slow lint benchmarks clean
+.NOTPARALLEL:
+
+help:
+	@echo "make quickstart   run the quickstart notebook; show its figures and results"
+	@echo "make test         linters, types, fast tests, doctests, notebooks"
+	@echo "make test-fast    fast tests and doctests only"
+	@echo "make test-slow    the tests marked slow"
+	@echo "make lint         linters, formatting, layers, types"
+	@echo "make benchmarks   every script in benchmarks/, against the optional peers"
+	@echo "make clean        remove all that the targets above create"
+	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS)"
+
+# One stamp for each extra: reinstalled when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing numpyro-ebm[$*] in $(VENV); this can take a few minutes"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -e '.[$*]'
+	@touch $@
+
+quickstart: $(VENV)/.installed-examples
+	@$(BIN)/python notebooks/run_quickstart.py --output build/quickstart
+
+lint: $(VENV)/.installed-test
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
+
+test: lint
+	$(PYTEST) $(if $(NOTEBOOKS),--nbmake $(NOTEBOOKS)) numpyro_ebm tests
+
+test-fast: $(VENV)/.installed-test
+	$(PYTEST)
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
+
+benchmarks: $(VENV)/.installed-benchmarks
+	@for script in $(BENCHMARKS); do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv313 build dist .pytest_cache .ruff_cache .import_linter_cache
+	find numpyro_ebm tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} +
