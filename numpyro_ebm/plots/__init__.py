@@ -1,0 +1,12 @@
+"""Pictures of models, samples and evidence estimates; they need the `plots` extra.
+
+Every function draws into `ax` if one is given, else into a new figure, and returns the figure.
+A new figure does not go through `matplotlib.pyplot`: nothing needs closing and no setting
+changes. A notebook displays it once `%matplotlib inline` has run or pyplot was imported;
+`figure.savefig` works anywhere.
+"""
+
+from numpyro_ebm.plots.evidence import plot_log_weights, plot_trajectory
+from numpyro_ebm.plots.images import plot_samples, plot_weights
+
+__all__ = ["plot_log_weights", "plot_samples", "plot_trajectory", "plot_weights"]
