@@ -1,0 +1,165 @@
+"""Which unit each element of an array depends on, primitive by primitive.
+
+A label is the number of the one unit an element depends on; ``CONSTANT``; ``SUM`` for a sum of
+functions of single units; or ``MIXED`` for anything else. An array without any dependence has no
+labels (``None``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+CONSTANT, SUM, MIXED = -1, -2, -3
+_HIGH = np.iinfo(np.int64).max
+Labels = np.ndarray | None
+
+_ADDITIVE = {"add", "sub", "add_any"}
+_UNARY_LINEAR = {"neg", "copy", "copy_p", "real", "reduce_precision", "optimization_barrier"}
+_ELEMENTWISE = {
+    "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e",
+    "bessel_i1e", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma", "eq", "erf", "erf_inv",
+    "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "integer_pow",
+    "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "ne",
+    "nextafter", "not", "or", "polygamma", "pow", "regularized_incomplete_beta", "rem", "round",
+    "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "xor", "zeta",
+}  # fmt: skip
+_MOVES = {"broadcast_in_dim", "concatenate", "expand_dims", "pad", "reshape", "rev", "slice",
+          "split", "squeeze", "transpose"}  # fmt: skip
+_INDEXED_MOVES = {"dynamic_slice", "gather"}
+_REDUCTIONS = {"reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "argmax",
+               "argmin"}  # fmt: skip
+
+
+def _merge(a: np.ndarray, b: np.ndarray, linear: bool) -> np.ndarray:
+    a, b = np.broadcast_arrays(a, b)
+    out = np.where(a == CONSTANT, b, np.where((b == CONSTANT) | (a == b), a, SUM))
+    if not linear:
+        sums = (a == SUM) | (b == SUM) | (out == SUM)
+        out = np.where(sums, MIXED, out)
+    return np.where((a == MIXED) | (b == MIXED), MIXED, out)
+
+
+def _elementwise(labels: list[Labels], shape: tuple[int, ...], linear: bool) -> np.ndarray:
+    out = np.full(shape, CONSTANT)
+    for label in labels:
+        if label is not None:
+            out = _merge(out, label, linear)
+    return out
+
+
+def _reduce(label: np.ndarray, axes: tuple[int, ...], linear: bool) -> np.ndarray:
+    kept = [i for i in range(label.ndim) if i not in axes]
+    flat = label.transpose(*kept, *axes).reshape(*(label.shape[i] for i in kept), -1)
+    if flat.shape[-1] == 0:
+        return np.full(flat.shape[:-1], CONSTANT)
+    low = np.where(flat == CONSTANT, _HIGH, flat).min(-1)
+    high = np.where(flat == CONSTANT, -_HIGH, flat).max(-1)
+    out = np.where(low == _HIGH, CONSTANT, np.where(low == high, high, SUM if linear else MIXED))
+    if not linear:
+        out = np.where((flat == SUM).any(-1), MIXED, out)
+    return np.where((flat == MIXED).any(-1), MIXED, out)
+
+
+def _dot(equation: Any, labels: list[Labels], shape: tuple[int, ...]) -> np.ndarray:
+    """Labels of a product with a constant: a sum over the contracted dimensions."""
+    left, right = labels
+    contract, batch = equation.params["dimension_numbers"]
+    side = 0 if right is None else 1
+    label = labels[side]
+    if (left is not None and right is not None) or label is None:
+        return _unknown(labels, shape)
+    contracted, batched = contract[side], batch[side]
+    free = [i for i in range(label.ndim) if i not in (*contracted, *batched)]
+    ordered = label.transpose(*batched, *free, *contracted)
+    reduced = _reduce(ordered, tuple(range(len(batched) + len(free), ordered.ndim)), linear=True)
+    others = len(shape) - reduced.ndim
+    if side == 0:
+        reduced = reduced.reshape(*reduced.shape, *(1,) * others)
+    else:
+        lead = reduced.shape[: len(batched)]
+        reduced = reduced.reshape(*lead, *(1,) * others, *reduced.shape[len(batched) :])
+    return np.broadcast_to(reduced, shape)
+
+
+def _lookup(equation: Any, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels of a gather from a constant table at positions that depend on units."""
+    offset = equation.params["dimension_numbers"].offset_dims
+    per_row = _reduce(label, (label.ndim - 1,), linear=False)
+    rows = iter(per_row.shape)
+    return np.broadcast_to(
+        per_row.reshape([1 if i in offset else next(rows) for i in range(len(shape))]), shape
+    )
+
+
+def _move(equation: Any, labels: list[Labels], known: list[Any]) -> list[np.ndarray]:
+    """Move labels as the primitive moves elements."""
+    shapes = [np.shape(v.aval) for v in equation.invars]
+    indexed = equation.primitive.name in _INDEXED_MOVES
+    inputs = []
+    for i, (label, shape) in enumerate(zip(labels, shapes, strict=True)):
+        if indexed and i > 0:
+            inputs.append(known[i])
+        else:
+            inputs.append(
+                np.full(shape, CONSTANT, np.int32) if label is None else label.astype(np.int32)
+            )
+    params = dict(equation.params)
+    if params.get("fill_value") is not None:
+        params["fill_value"] = CONSTANT
+    with jax.ensure_compile_time_eval():
+        out = equation.primitive.bind(*inputs, **params)
+    outs = out if equation.primitive.multiple_results else [out]
+    return [np.where(np.asarray(o) < MIXED, CONSTANT, np.asarray(o)).astype(np.int64) for o in outs]
+
+
+def _unknown(labels: list[Labels], shape: tuple[int, ...]) -> np.ndarray:
+    """Every output element may depend on every input element."""
+    seen = {int(x) for label in labels if label is not None for x in np.unique(label)} - {CONSTANT}
+    only = seen.pop() if len(seen) == 1 else MIXED
+    return np.full(shape, only if only >= 0 else MIXED)
+
+
+def propagate(equation: Any, labels: list[Labels], known: list[Any]) -> list[Labels]:
+    """Labels of the outputs of one equation.
+
+    Args:
+        equation: A JAX equation that calls no other program.
+        labels: Labels of its inputs.
+        known: Concrete values of its inputs, ``None`` where not known.
+    """
+    shapes = [np.shape(v.aval) for v in equation.outvars]
+    if all(label is None for label in labels):
+        return [None] * len(shapes)
+    name, shape = equation.primitive.name, shapes[0]
+    if name in _ADDITIVE or name in _UNARY_LINEAR:
+        return [_elementwise(labels, shape, linear=True)]
+    if name == "convert_element_type":
+        exact = np.issubdtype(equation.params["new_dtype"], np.floating)
+        return [_elementwise(labels, shape, linear=bool(exact))]
+    if name == "mul":
+        return [_elementwise(labels, shape, linear=any(x is None for x in labels))]
+    if name == "div":
+        exact = np.issubdtype(equation.outvars[0].aval.dtype, np.floating)
+        return [_elementwise(labels, shape, linear=exact and labels[1] is None)]
+    if name == "select_n":
+        return [_elementwise(labels, shape, linear=labels[0] is None)]
+    if name in _ELEMENTWISE:
+        return [_elementwise(labels, shape, linear=False)]
+    if name == "reduce_sum":
+        return [_reduce(labels[0], tuple(equation.params["axes"]), linear=True)]
+    if name in _REDUCTIONS:
+        return [_reduce(labels[0], tuple(equation.params["axes"]), linear=False)]
+    if name == "dot_general":
+        return [_dot(equation, labels, shape)]
+    if name in _MOVES or (
+        name in _INDEXED_MOVES
+        and all(label is None for label in labels[1:])
+        and all(value is not None for value in known[1:])
+    ):
+        return list(_move(equation, labels, known))
+    if name == "gather" and labels[0] is None:
+        return [_lookup(equation, labels[1], shape)]
+    return [_unknown(labels, s) for s in shapes]

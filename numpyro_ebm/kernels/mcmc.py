@@ -1,0 +1,356 @@
+"""The one adapter between this package's kernels and NumPyro's ``MCMCKernel``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key
+from numpyro.distributions import Distribution
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.gibbs import (
+    conditioned,
+    latent_sample_sites,
+    subsample_plate_sizes,
+    with_conditioning,
+)
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_ebm.base import Chain, EnergyDistribution, Kernel, unwrap, widen
+from numpyro_ebm.kernels.likelihood import check_site, conditional
+
+Model = Callable[..., Any]
+
+
+class WideSites(dict):
+    """Site values inside a chain, in a type in which a model can do arithmetic.
+
+    ``Gibbs`` conditions sibling blocks on this mapping, and builds a plain ``dict`` from it to
+    collect; only the latter is narrowed to 8 bits.
+    """
+
+
+jax.tree_util.register_pytree_with_keys(
+    WideSites,
+    lambda sites: (
+        [(jax.tree_util.DictKey(k), sites[k]) for k in sorted(sites)],
+        tuple(sorted(sites)),
+    ),
+    lambda names, values: WideSites(zip(names, values, strict=True)),
+)
+
+
+class EnergyKernelState(NamedTuple):
+    """State of a kernel over energy-based sites.
+
+    Attributes:
+        z: Values of the sites.
+        chains: The kernel's own state for each site.
+        energy: Energy of all sites in nats, summed over plates and sites.
+        rng_key: Random key.
+    """
+
+    z: dict[str, Array]
+    chains: dict[str, Chain]
+    energy: Float[Array, ""]
+    rng_key: Key[Array, ""]
+
+    @property
+    def hidden(self) -> Any:
+        """Hidden units: an array for a single site, a dictionary by site for several."""
+        hidden = {name: chain.hidden for name, chain in self.chains.items()}
+        return next(iter(hidden.values())) if len(hidden) == 1 else hidden
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, str):  # where NumPyro ends up after a field was not found
+            raise ValueError(
+                "extra_fields: expected 'energy', 'hidden' or 'z.<site>' of the energy-based "
+                f"sites; got {item!r}."
+            )
+        return tuple.__getitem__(self, item)
+
+
+def energy_sites(model_trace: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Select the latent energy-based sites of a model, as a block of ``numpyro.infer.Gibbs``.
+
+    Args:
+        model_trace: A trace of the model.
+
+    Returns:
+        Their names, in the order of the model.
+    """
+    return tuple(
+        name
+        for name in latent_sample_sites(model_trace)
+        if unwrap(model_trace[name]["fn"]) is not None
+    )
+
+
+def _start(site: dict[str, Any]) -> Array | None:
+    """Initial value of a latent energy-based site: its chain's own start, not a full draw."""
+    if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
+        return None
+    model = unwrap(site["fn"])
+    if model is None:
+        return None
+    shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
+    lead = shape[: len(shape) - len(model.event_shape)]
+    extra = lead[: len(lead) - len(model.batch_shape)]
+    chain = model.init_chain(site["kwargs"]["rng_key"], extra)
+    return jnp.broadcast_to(widen(model.visible(chain)), shape)
+
+
+class EnergyKernel(MCMCKernel):
+    """A NumPyro MCMC kernel that updates energy-based sites by a :class:`~base.Kernel`.
+
+    Args:
+        model: A NumPyro model.
+        kernel: Pure ``init`` and ``step`` functions of a target distribution.
+        clamp: Units held fixed, ``{site: (mask, values)}``.
+    """
+
+    sample_field = "z"
+
+    def __init__(
+        self,
+        model: Model,
+        kernel: Kernel,
+        *,
+        clamp: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    ) -> None:
+        if not callable(model) or isinstance(model, Distribution):
+            raise TypeError(
+                f"{type(self).__name__}: expected `model` to be a NumPyro model (a callable that "
+                f"calls numpyro.sample); got {type(model).__name__}. Wrap a distribution in one: "
+                'lambda: numpyro.sample("v", distribution).'
+            )
+        self._model = model
+        self._kernel = kernel
+        self._clamp = _parse_clamp(type(self).__name__, clamp)
+        self._sites: tuple[str, ...] = ()
+        self._dtypes: dict[str, Any] = {}
+        self._has_deterministic = False
+        self._sample_fn: Callable[..., EnergyKernelState] | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model, as given."""
+        return self._model
+
+    # ----- NumPyro's interface -------------------------------------------------------------
+
+    def init(
+        self,
+        rng_key: Key[Array, ""],
+        num_warmup: int,
+        init_params: Mapping[str, Array] | None,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any] | None,
+    ) -> EnergyKernelState:
+        """Start the chain (or, given a batch of keys, one chain for each key)."""
+        self._sample_fn = self._sample_one
+        if is_prng_key(rng_key):
+            return self._init_one(rng_key, init_params, model_args, model_kwargs)
+        self._sample_fn = jax.vmap(self._sample_one, in_axes=(0, None, None))
+
+        def init_one(key, params):
+            return self._init_one(key, params, model_args, model_kwargs)
+
+        return jax.vmap(init_one)(rng_key, init_params)
+
+    def sample(
+        self,
+        state: EnergyKernelState,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any] | None,
+    ) -> EnergyKernelState:
+        """Advance the chain by one step."""
+        if self._sample_fn is None:
+            raise RuntimeError(f"{type(self).__name__}: call `init` before `sample`.")
+        return self._sample_fn(state, model_args, model_kwargs)
+
+    def refresh(
+        self,
+        state: EnergyKernelState,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any] | None,
+    ) -> EnergyKernelState:
+        """Recompute what the chains cache, after parameters of the sites have changed."""
+        model_trace = self._trace(state.z, model_args, model_kwargs)
+        models = {name: check_site(name, model_trace[name]) for name in self._sites}
+        chains = {name: models[name].refresh(state.chains[name]) for name in self._sites}
+        return state._replace(chains=chains, energy=_total_energy(models, chains))
+
+    def wrap_model(self, wrapper: Callable[[Model], Model]) -> EnergyKernel:
+        """Return a copy of this kernel over ``wrapper(model)``."""
+        kernel = copy.copy(self)
+        kernel._model = wrapper(self._model)
+        kernel._sites, kernel._sample_fn = (), None
+        return kernel
+
+    def get_constrain_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
+    ) -> Callable[[dict[str, Array]], dict[str, Array]]:
+        """Values are constrained already; those collected are narrowed to 8 bits."""
+        return lambda z: dict(z) if isinstance(z, WideSites) else self._narrow(z)
+
+    def postprocess_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
+    ) -> Callable[[dict[str, Array]], dict[str, Array]]:
+        """Narrow the samples and add the model's deterministic sites."""
+        if not self._has_deterministic:
+            return self._narrow
+
+        def collect(z):
+            model_trace = self._trace(z, model_args, model_kwargs)
+            deterministic = {
+                name: site["value"]
+                for name, site in model_trace.items()
+                if site["type"] == "deterministic"
+            }
+            return {**self._narrow(z), **deterministic}
+
+        return collect
+
+    def get_diagnostics_str(self, state: EnergyKernelState) -> str:
+        """Energy of the sites, for the progress bar."""
+        return f"energy={float(state.energy):.2f}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sample_fn": None}
+
+    # ----- one chain -----------------------------------------------------------------------
+
+    def _narrow(self, z: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: value.astype(self._dtypes.get(name, value.dtype)) for name, value in z.items()
+        }
+
+    def _trace(self, z: Mapping[str, Array], model_args: Any, model_kwargs: Any) -> dict[str, Any]:
+        model = seed(conditioned(self._model), jax.random.key(0))
+        return trace(model).get_trace(*model_args, **with_conditioning(model_kwargs, dict(z)))
+
+    def _init_one(self, rng_key, init_params, model_args, model_kwargs) -> EnergyKernelState:
+        rng_key, key_trace = jax.random.split(rng_key)
+        model = substitute(seed(conditioned(self._model), key_trace), substitute_fn=_start)
+        model_trace = trace(model).get_trace(*model_args, **(model_kwargs or {}))
+        self._resolve(model_trace)
+        z = WideSites((name, model_trace[name]["value"]) for name in self._sites)
+        models = {name: check_site(name, model_trace[name]) for name in self._sites}
+        for name, value in self._checked(init_params, models, z).items():
+            z[name] = value
+        for name, (mask, values) in self._clamp.items():
+            self._check_clamp(name, mask, values, models[name], z[name].shape)
+            z[name] = jnp.where(mask, values, z[name]).astype(z[name].dtype)
+        chains = {name: self._kernel.init(z[name], models[name]) for name in self._sites}
+        for name in self._sites:
+            visible = self._kernel.value(chains[name], models[name])
+            self._dtypes[name] = visible.dtype
+            z[name] = widen(visible)
+            self._conditional(name, z, model_args, model_kwargs)  # raises before the run starts
+        return EnergyKernelState(z, chains, _total_energy(models, chains), rng_key)
+
+    def _resolve(self, model_trace: dict[str, Any]) -> None:
+        """Find the sites of the block and refuse models that it cannot sample."""
+        name = type(self).__name__
+        self._sites = energy_sites(model_trace)
+        others = [s for s in latent_sample_sites(model_trace) if s not in self._sites]
+        if others:
+            raise ValueError(
+                f"{name}: expected every latent site to be an energy-based model; got {others}. "
+                f"Sample them by another block: numpyro.infer.Gibbs([({name}(model), "
+                "ebm.energy_sites), (NUTS(model), None)])."
+            )
+        if not self._sites:
+            raise ValueError(
+                f"{name}: expected a latent site with an energy-based model such as ebm.RBM; "
+                "the model has none."
+            )
+        if subsample_plate_sizes(model_trace):
+            raise ValueError(
+                f"{name}: expected a model without subsampled plates; a minibatch changes the "
+                "posterior from step to step."
+            )
+        unknown = [site for site in self._clamp if site not in self._sites]
+        if unknown:
+            raise ValueError(
+                f"{name}: expected `clamp` to name latent energy-based sites {self._sites}; got "
+                f"{unknown}."
+            )
+        self._has_deterministic = any(s["type"] == "deterministic" for s in model_trace.values())
+
+    def _checked(self, init_params, models, z) -> dict[str, Array]:
+        """Check starting values against the sites' shapes and supports."""
+        label = f"{type(self).__name__}: expected `init_params`"
+        out = {}
+        for name, value in (init_params or {}).items():
+            if name not in models:
+                raise ValueError(f"{label} for sites among {self._sites}; got {name!r}.")
+            if jnp.shape(value) != z[name].shape:
+                raise ValueError(
+                    f"{label} of shape {z[name].shape} for site '{name}'; got {jnp.shape(value)}."
+                )
+            models[name].check_value(value, f"init_params['{name}']")
+            out[name] = jnp.asarray(value).astype(z[name].dtype)
+        return out
+
+    def _check_clamp(self, name, mask, values, model: EnergyDistribution, shape) -> None:
+        for part, array in (("mask", mask), ("values", values)):
+            try:
+                fits = jnp.broadcast_shapes(array.shape, shape) == shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{type(self).__name__}: expected the {part} of `clamp['{name}']` to broadcast "
+                    f"to shape {shape}; got {array.shape}."
+                )
+        with jax.ensure_compile_time_eval():
+            full = jnp.broadcast_to(values, shape)
+            held = np.asarray(jnp.where(mask, full, model.support.feasible_like(full)))
+        model.check_value(held, f"clamp['{name}'] values")
+
+    def _conditional(self, name, z, model_args, model_kwargs) -> EnergyDistribution:
+        def trace_at(value):
+            return self._trace({**z, name: value}, model_args, model_kwargs)
+
+        return conditional(name, trace_at, z[name])
+
+    def _sample_one(self, state, model_args, model_kwargs) -> EnergyKernelState:
+        rng_key, *keys = jax.random.split(state.rng_key, 1 + len(self._sites))
+        z, chains = WideSites(state.z), dict(state.chains)
+        for name, key in zip(self._sites, keys, strict=True):
+            target = self._conditional(name, z, model_args, model_kwargs)
+            mask, values = self._clamp.get(name, (None, None))
+            held = {} if mask is None else {"mask": mask, "values": values}
+            chains[name], _ = self._kernel.step(key, chains[name], target, **held)
+            z[name] = widen(self._kernel.value(chains[name], target))
+        model_trace = self._trace(z, model_args, model_kwargs)
+        models = {name: unwrap(model_trace[name]["fn"]) for name in self._sites}
+        return EnergyKernelState(z, chains, _total_energy(models, chains), rng_key)
+
+
+def _total_energy(
+    models: Mapping[str, EnergyDistribution], chains: Mapping[str, Chain]
+) -> Float[Array, ""]:
+    return sum(
+        (models[name].chain_energy(chain).sum() for name, chain in chains.items()),
+        start=jnp.zeros(()),
+    )
+
+
+def _parse_clamp(owner: str, clamp: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    out = {}
+    for name, pair in dict(clamp or {}).items():
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise ValueError(
+                f"{owner}: expected `clamp` as {{site: (mask, values)}}; got "
+                f"{type(pair).__name__} for {name!r}."
+            )
+        out[name] = (np.asarray(pair[0], bool), np.asarray(pair[1]))
+    return out
