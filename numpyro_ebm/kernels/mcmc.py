@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 from numpyro.distributions import Distribution
 from numpyro.handlers import seed, substitute, trace
@@ -22,87 +21,16 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_ebm.base import Chain, EnergyDistribution, Kernel, unwrap, widen
+from numpyro_ebm.kernels.clamp import check_clamp, parse_clamp
 from numpyro_ebm.kernels.likelihood import check_site, conditional
-
-Model = Callable[..., Any]
-
-
-class WideSites(dict):
-    """Site values inside a chain, in a type in which a model can do arithmetic.
-
-    ``Gibbs`` conditions sibling blocks on this mapping, and builds a plain ``dict`` from it to
-    collect; only the latter is narrowed to 8 bits.
-    """
-
-
-jax.tree_util.register_pytree_with_keys(
+from numpyro_ebm.kernels.sites import (
+    EnergyKernelState,
     WideSites,
-    lambda sites: (
-        [(jax.tree_util.DictKey(k), sites[k]) for k in sorted(sites)],
-        tuple(sorted(sites)),
-    ),
-    lambda names, values: WideSites(zip(names, values, strict=True)),
+    energy_sites,
+    start_value,
 )
 
-
-class EnergyKernelState(NamedTuple):
-    """State of a kernel over energy-based sites.
-
-    Attributes:
-        z: Values of the sites.
-        chains: The kernel's own state for each site.
-        energy: Energy of all sites in nats, summed over plates and sites.
-        rng_key: Random key.
-    """
-
-    z: dict[str, Array]
-    chains: dict[str, Chain]
-    energy: Float[Array, ""]
-    rng_key: Key[Array, ""]
-
-    @property
-    def hidden(self) -> Any:
-        """Hidden units: an array for a single site, a dictionary by site for several."""
-        hidden = {name: chain.hidden for name, chain in self.chains.items()}
-        return next(iter(hidden.values())) if len(hidden) == 1 else hidden
-
-    def __getitem__(self, item: Any) -> Any:
-        if isinstance(item, str):  # where NumPyro ends up after a field was not found
-            raise ValueError(
-                "extra_fields: expected 'energy', 'hidden' or 'z.<site>' of the energy-based "
-                f"sites; got {item!r}."
-            )
-        return tuple.__getitem__(self, item)
-
-
-def energy_sites(model_trace: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
-    """Select the latent energy-based sites of a model, as a block of ``numpyro.infer.Gibbs``.
-
-    Args:
-        model_trace: A trace of the model.
-
-    Returns:
-        Their names, in the order of the model.
-    """
-    return tuple(
-        name
-        for name in latent_sample_sites(model_trace)
-        if unwrap(model_trace[name]["fn"]) is not None
-    )
-
-
-def _start(site: dict[str, Any]) -> Array | None:
-    """Initial value of a latent energy-based site: its chain's own start, not a full draw."""
-    if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
-        return None
-    model = unwrap(site["fn"])
-    if model is None:
-        return None
-    shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
-    lead = shape[: len(shape) - len(model.event_shape)]
-    extra = lead[: len(lead) - len(model.batch_shape)]
-    chain = model.init_chain(site["kwargs"]["rng_key"], extra)
-    return jnp.broadcast_to(widen(model.visible(chain)), shape)
+Model = Callable[..., Any]
 
 
 class EnergyKernel(MCMCKernel):
@@ -131,7 +59,7 @@ class EnergyKernel(MCMCKernel):
             )
         self._model = model
         self._kernel = kernel
-        self._clamp = _parse_clamp(type(self).__name__, clamp)
+        self._clamp = parse_clamp(type(self).__name__, clamp)
         self._sites: tuple[str, ...] = ()
         self._dtypes: dict[str, Any] = {}
         self._has_deterministic = False
@@ -237,7 +165,7 @@ class EnergyKernel(MCMCKernel):
 
     def _init_one(self, rng_key, init_params, model_args, model_kwargs) -> EnergyKernelState:
         rng_key, key_trace = jax.random.split(rng_key)
-        model = substitute(seed(conditioned(self._model), key_trace), substitute_fn=_start)
+        model = substitute(seed(conditioned(self._model), key_trace), substitute_fn=start_value)
         model_trace = trace(model).get_trace(*model_args, **(model_kwargs or {}))
         self._resolve(model_trace)
         z = WideSites((name, model_trace[name]["value"]) for name in self._sites)
@@ -245,7 +173,7 @@ class EnergyKernel(MCMCKernel):
         for name, value in self._checked(init_params, models, z).items():
             z[name] = value
         for name, (mask, values) in self._clamp.items():
-            self._check_clamp(name, mask, values, models[name], z[name].shape)
+            check_clamp(type(self).__name__, name, (mask, values), models[name], z[name].shape)
             z[name] = jnp.where(mask, values, z[name]).astype(z[name].dtype)
         chains = {name: self._kernel.init(z[name], models[name]) for name in self._sites}
         for name in self._sites:
@@ -299,22 +227,6 @@ class EnergyKernel(MCMCKernel):
             out[name] = jnp.asarray(value).astype(z[name].dtype)
         return out
 
-    def _check_clamp(self, name, mask, values, model: EnergyDistribution, shape) -> None:
-        for part, array in (("mask", mask), ("values", values)):
-            try:
-                fits = jnp.broadcast_shapes(array.shape, shape) == shape
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{type(self).__name__}: expected the {part} of `clamp['{name}']` to broadcast "
-                    f"to shape {shape}; got {array.shape}."
-                )
-        with jax.ensure_compile_time_eval():
-            full = jnp.broadcast_to(values, shape)
-            held = np.asarray(jnp.where(mask, full, model.support.feasible_like(full)))
-        model.check_value(held, f"clamp['{name}'] values")
-
     def _conditional(self, name, z, model_args, model_kwargs) -> EnergyDistribution:
         def trace_at(value):
             return self._trace({**z, name: value}, model_args, model_kwargs)
@@ -342,15 +254,3 @@ def _total_energy(
         (models[name].chain_energy(chain).sum() for name, chain in chains.items()),
         start=jnp.zeros(()),
     )
-
-
-def _parse_clamp(owner: str, clamp: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    out = {}
-    for name, pair in dict(clamp or {}).items():
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise ValueError(
-                f"{owner}: expected `clamp` as {{site: (mask, values)}}; got "
-                f"{type(pair).__name__} for {name!r}."
-            )
-        out[name] = (np.asarray(pair[0], bool), np.asarray(pair[1]))
-    return out

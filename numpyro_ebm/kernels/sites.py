@@ -1,0 +1,91 @@
+"""Energy-based sites of a NumPyro model, and the state of a chain over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from numpyro.infer.gibbs import latent_sample_sites
+
+from numpyro_ebm.base import Chain, unwrap, widen
+
+
+class WideSites(dict):
+    """Site values inside a chain, in a type in which a model can do arithmetic.
+
+    ``Gibbs`` conditions sibling blocks on this mapping, and builds a plain ``dict`` from it to
+    collect; only the latter is narrowed to 8 bits.
+    """
+
+
+jax.tree_util.register_pytree_with_keys(
+    WideSites,
+    lambda sites: (
+        [(jax.tree_util.DictKey(k), sites[k]) for k in sorted(sites)],
+        tuple(sorted(sites)),
+    ),
+    lambda names, values: WideSites(zip(names, values, strict=True)),
+)
+
+
+class EnergyKernelState(NamedTuple):
+    """State of a kernel over energy-based sites.
+
+    Attributes:
+        z: Values of the sites.
+        chains: The kernel's own state for each site.
+        energy: Energy of all sites in nats, summed over plates and sites.
+        rng_key: Random key.
+    """
+
+    z: dict[str, Array]
+    chains: dict[str, Chain]
+    energy: Float[Array, ""]
+    rng_key: Key[Array, ""]
+
+    @property
+    def hidden(self) -> Any:
+        """Hidden units: an array for a single site, a dictionary by site for several."""
+        hidden = {name: chain.hidden for name, chain in self.chains.items()}
+        return next(iter(hidden.values())) if len(hidden) == 1 else hidden
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, str):  # where NumPyro ends up after a field was not found
+            raise ValueError(
+                "extra_fields: expected 'energy', 'hidden' or 'z.<site>' of the energy-based "
+                f"sites; got {item!r}."
+            )
+        return tuple.__getitem__(self, item)
+
+
+def energy_sites(model_trace: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Select the latent energy-based sites of a model, as a block of ``numpyro.infer.Gibbs``.
+
+    Args:
+        model_trace: A trace of the model.
+
+    Returns:
+        Their names, in the order of the model.
+    """
+    return tuple(
+        name
+        for name in latent_sample_sites(model_trace)
+        if unwrap(model_trace[name]["fn"]) is not None
+    )
+
+
+def start_value(site: dict[str, Any]) -> Array | None:
+    """Initial value of a latent energy-based site: its chain's own start, not a full draw."""
+    if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
+        return None
+    model = unwrap(site["fn"])
+    if model is None:
+        return None
+    shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
+    lead = shape[: len(shape) - len(model.event_shape)]
+    extra = lead[: len(lead) - len(model.batch_shape)]
+    chain = model.init_chain(site["kwargs"]["rng_key"], extra)
+    return jnp.broadcast_to(widen(model.visible(chain)), shape)
