@@ -1,0 +1,172 @@
+"""The one adapter between losses for unnormalized models and NumPyro's SVI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpyro
+from jaxtyping import Array, Float, Key, Num
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
+from numpyro.infer import Trace_ELBO
+from numpyro.primitives import Messenger
+
+from numpyro_ebm.base import EnergyDistribution
+
+
+class Surrogate(Distribution):
+    """Stands in for an observed energy-based model: its ``log_prob`` has the loss's gradient."""
+
+    def __init__(
+        self,
+        distribution: EnergyDistribution,
+        log_prob_fn: Callable[[Num[Array, "*shape"]], Float[Array, "*batch"]],
+    ) -> None:
+        self._distribution, self._log_prob_fn = distribution, log_prob_fn
+        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Support of the model."""
+        return self._distribution.support
+
+    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw from the model."""
+        return self._distribution.sample(key, sample_shape)
+
+    def log_prob(
+        self, value: Num[Array, "*shape"], intermediates: Any = None
+    ) -> Float[Array, "*batch"]:
+        """Minus the loss of each observation."""
+        return self._log_prob_fn(value)
+
+
+def _replace(
+    fn: Distribution, make: Callable[[EnergyDistribution], Distribution]
+) -> Distribution | None:
+    """Replace the energy-based model under ``expand``, ``to_event`` and ``mask``."""
+    if isinstance(fn, EnergyDistribution):
+        return make(fn)
+    if not isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        return None
+    inner = _replace(fn.base_dist, make)
+    if inner is None:
+        return None
+    if isinstance(fn, ExpandedDistribution):
+        return inner.expand(fn.batch_shape)
+    if isinstance(fn, Independent):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.mask(fn._mask)
+
+
+class _Substitution(Messenger):
+    """Gives every observed energy-based site its surrogate."""
+
+    def __init__(self, model: Callable[..., Any], loss: EnergyLoss) -> None:
+        super().__init__(model)
+        self.loss = loss
+        self.mutable: dict[str, Any] = {}
+        self.sites: list[str] = []
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or not msg["is_observed"]:
+            return
+
+        def make(distribution: EnergyDistribution) -> Surrogate:
+            self.sites.append(msg["name"])
+            self._check_data(msg["name"], distribution, msg["value"])
+            key = numpyro.prng_key()
+            log_prob_fn = self.loss.surrogate(key, msg["name"], distribution, self.mutable)
+            return Surrogate(distribution, log_prob_fn)
+
+        msg["fn"] = _replace(msg["fn"], make) or msg["fn"]
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "mutable":
+            self.mutable[msg["name"]] = msg["value"]
+
+    def _check_data(self, name: str, distribution: EnergyDistribution, value: Any) -> None:
+        distribution.check_value(value, f"obs of site '{name}'")
+        if jax.numpy.size(value) == 0:
+            raise ValueError(
+                f"{type(self.loss).__name__}: expected at least one observation at site "
+                f"'{name}'; got an array of shape {jax.numpy.shape(value)}."
+            )
+
+
+class EnergyLoss(Trace_ELBO):
+    r"""Base of the losses that train unnormalized models through ``numpyro.infer.SVI``.
+
+    Each observed energy-based site is given a surrogate whose ``log_prob`` has the gradient of the
+    loss; every other site (priors, latents, normalized likelihoods) contributes to the ELBO as
+    usual. So plates, subsampling, ``scale``, masks, MAP by ``AutoDelta`` and variational
+    posteriors by ``AutoNormal`` work unchanged. The value of the loss is a difference of energies,
+    not a likelihood; to follow the likelihood, estimate log Z with ``ebm.evidence``.
+
+    Args:
+        num_particles: Draws from the guide for one estimate.
+        vectorize_particles: Whether to ``vmap`` over them.
+    """
+
+    def __init__(self, num_particles: int = 1, vectorize_particles: Any = True) -> None:
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected `num_particles` to be a positive integer; got "
+                f"{num_particles!r}."
+            )
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+
+    def surrogate(
+        self,
+        rng_key: Key[Array, ""],
+        name: str,
+        distribution: EnergyDistribution,
+        mutable: dict[str, Any],
+    ) -> Callable[[Num[Array, "*shape"]], Float[Array, "*batch"]]:
+        """Return minus the loss of each observation as a function of the observations.
+
+        Args:
+            rng_key: Random key.
+            name: Name of the observed site.
+            distribution: Its model.
+            mutable: State at the model's mutable sites so far; update it in place.
+        """
+        raise TypeError(f"{type(self).__name__} does not define `surrogate`.")
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: Key[Array, ""],
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Evaluate the loss; see ``numpyro.infer.elbo.ELBO``.
+
+        Raises:
+            ValueError: The model has no observed energy-based site; the data are empty or outside
+                the support; mutable state would be lost over several particles.
+        """
+        substitution = _Substitution(model, self)
+        result = super().loss_with_mutable_state(
+            rng_key, param_map, substitution, guide, *args, **kwargs
+        )
+        if not substitution.sites:
+            raise ValueError(
+                f"{type(self).__name__}: expected a model with an observed energy-based site, "
+                'numpyro.sample("v", ebm.RBM(...), obs=data); this model has none.'
+            )
+        if substitution.mutable and self.num_particles > 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected `num_particles=1` for a model with mutable sites "
+                f"({', '.join(substitution.mutable)}); their state cannot follow "
+                f"{self.num_particles} particles."
+            )
+        return result
