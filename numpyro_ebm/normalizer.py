@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_likelihood
 
 NORMALIZERS = ("guard", "exact", "ignore")
-_HOST_CODE = log_likelihood.__code__
+_LOG_LIKELIHOOD = log_likelihood
+_AUTOGUIDE_SETUP = getattr(AutoGuide, "_setup_prototype", None)
 
 
 class NormalizerError(ValueError):
@@ -36,7 +40,12 @@ def _guard_message(name: str, parameters: str) -> str:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def guard(name: str, labels: tuple[str, ...], leaves: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Identity whose differentiation with respect to any leaf raises."""
+    """Identity whose differentiation with respect to any leaf raises.
+
+    The one exception is the set-up of an autoguide, which differentiates the model's joint density
+    once to see that the gradient is finite and throws the gradient away; training then
+    differentiates the loss, where the guard holds.
+    """
     return leaves
 
 
@@ -47,9 +56,20 @@ def _guard_jvp(name, labels, primals, tangents):
         for label, tangent in zip(labels, tangents[0], strict=True)
         if not isinstance(tangent, SymbolicZero)
     ]
-    if touched:
+    if touched and not _called_from(_AUTOGUIDE_SETUP):
         raise NormalizerError(_guard_message(name, ", ".join(touched)))
     return primals[0], tangents[0]
+
+
+def _called_from(function: Callable[..., Any] | None) -> bool:
+    """Whether a function is on the call stack (asked at trace time only)."""
+    code = getattr(function, "__code__", None)
+    frame = sys._getframe(1) if code is not None else None
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def in_host_log_likelihood() -> bool:
@@ -57,14 +77,9 @@ def in_host_log_likelihood() -> bool:
 
     Model comparison (``az.loo``, ``az.waic``) takes what that function returns as a normalized
     log density. Nothing in its arguments tells it apart from a potential energy, where a constant
-    may be left out, so the call stack is asked; this happens at trace time only.
+    may be left out, so the call stack is asked.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _HOST_CODE:
-            return True
-        frame = frame.f_back
-    return False
+    return _called_from(_LOG_LIKELIHOOD)
 
 
 def warn_unnormalized(name: str) -> None:
