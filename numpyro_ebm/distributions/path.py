@@ -21,14 +21,15 @@ _MEAN_SWEEPS = 50
 class BaseRatePath:
     r"""Models with weights :math:`\beta W` between independent units and a full RBM.
 
-    At inverse temperature :math:`\beta` the visible units interpolate in natural parameters
-    between a base-rate unit and the model's own; the weights are :math:`\beta W`; the hidden units
-    are the model's throughout. At :math:`\beta = 0` the units are independent, so that log Z and
-    exact draws are closed forms.
+    At inverse temperature :math:`\beta` the weights are :math:`\beta W`. The visible units
+    interpolate in natural parameters between a base-rate unit and the model's own, the hidden
+    units between units without bias and the model's own: were large hidden biases there from the
+    start, the hidden units could not follow the growing weights. At :math:`\beta = 0` the units
+    are independent, so that log Z and exact draws are closed forms.
 
     References:
         Salakhutdinov & Murray (2008), "On the Quantitative Analysis of Deep Belief Networks",
-        section 4.1 (there the hidden biases are annealed too).
+        section 4.1.
     """
 
     def __init__(self, target: RBM, base: Unit) -> None:
@@ -40,54 +41,56 @@ class BaseRatePath:
         """Choose the base: a visible unit, data, or (``None``) the model's own mean."""
         visible = target.visible_units
         if isinstance(base, Unit):
-            if type(base) is not type(visible) or base.shape != visible.shape:
-                raise ValueError(
-                    f"RBM: expected `base` of the visible units' kind, {visible!r}; got {base!r}."
-                )
+            _check_unit(base, visible)
             return cls(target, base)
         if base is None:
-            mean, second = _own_moments(target, rng_key)
-            return cls(target, visible.base_rate(mean, second))
-        target.check_value(base, "base")
-        if jnp.ndim(base) != 2 or jnp.shape(base)[0] == 0:
+            return cls(target, _own_base(target, rng_key))
+        base = _as_data(base)
+        if base.ndim != 2 or base.shape[0] == 0:
             raise ValueError(
                 f"RBM: expected `base` data of shape (n, {visible.shape[0]}) with n >= 1; got "
-                f"{jnp.shape(base)}."
+                f"{base.shape}."
             )
-        features = visible.features(base)
-        count = features.shape[0]
-        prior = visible.mean(jnp.zeros(visible.num_features, features.dtype))
-        mean = (features.sum(0) + prior) / (count + 1)
-        return cls(target, visible.base_rate(mean, (features**2).mean(0)))
+        target.check_value(base, "base")
+        return cls(target, _data_base(visible, base))
 
     @property
     def log_z0(self) -> Float[Array, ""]:
         """Log Z of the independent units at beta = 0, in nats."""
-        hidden = self.target.hidden_units
+        visible, hidden = self._units(0.0)
         dtype = self.target.weights.dtype
-        visible_term = self.base.log_partition(jnp.zeros(self.base.num_features, dtype))
+        visible_term = visible.log_partition(jnp.zeros(visible.num_features, dtype))
         return visible_term + hidden.log_partition(jnp.zeros(hidden.num_features, dtype))
+
+    def _units(self, beta: Float[ArrayLike, ""]) -> tuple[Unit, Unit]:
+        """Visible and hidden units at inverse temperature ``beta``."""
+        hidden = self.target.hidden_units
+        return (
+            self.target.visible_units.interpolate(self.base, beta),
+            hidden.interpolate(_unbiased(hidden), beta),
+        )
 
     def at(self, beta: Float[ArrayLike, ""]) -> RBM:
         """Return the RBM at inverse temperature ``beta``."""
-        visible = self.target.visible_units.interpolate(self.base, beta)
-        return self.target.with_visible(visible, coupling=beta)
+        visible, hidden = self._units(beta)
+        rbm = self.target.with_visible(visible, self.target._coupled(jnp.asarray(beta)))
+        rbm.hidden_units = hidden
+        return rbm
 
     def sample(self, rng_key: Key[Array, ""], num_samples: int) -> Chain:
         """Draw chains of independent units, with their input to the hidden units cached."""
-        independent = self.target.with_visible(self.base)
-        return self.target.refresh(independent.init_chain(rng_key, (num_samples,)))
+        return self.target.refresh(self.at(0.0).init_chain(rng_key, (num_samples,)))
 
     def log_weight_increment(
         self, chain: Chain, beta: Float[ArrayLike, ""], beta_next: Float[ArrayLike, ""]
     ) -> Float[Array, "*batch"]:
-        """E_beta(v) - E_beta_next(v) in nats, differenced unit by unit before summing."""
-        hidden, visible = self.target.hidden_units, self.target.visible_units
-        gain = hidden.unit_log_partition(beta_next * chain.field)
-        loss = hidden.unit_log_partition(beta * chain.field)
-        colder = visible.interpolate(self.base, beta_next)
-        warmer = visible.interpolate(self.base, beta)
-        energy = warmer.energy(chain.visible) - colder.energy(chain.visible)
+        """E_beta(v) - E_beta_next(v) in nats; hidden units are differenced before summing."""
+        visible, hidden = self._units(beta)
+        visible_next, hidden_next = self._units(beta_next)
+        field = self.target._coupled(chain.field)
+        gain = hidden_next.unit_log_partition(jnp.asarray(beta_next) * field)
+        loss = hidden.unit_log_partition(jnp.asarray(beta) * field)
+        energy = visible.energy(chain.visible) - visible_next.energy(chain.visible)
         return (gain - loss).sum(-1) + energy
 
 
@@ -98,18 +101,62 @@ jax.tree_util.register_pytree_node(
 )
 
 
+def _check_unit(base: Unit, visible: Unit) -> None:
+    """Raise unless ``base`` is of the same kind and size as the visible units."""
+    pairs = zip(jax.tree.leaves(base), jax.tree.leaves(visible), strict=False)
+    fits = jax.tree.structure(base) == jax.tree.structure(visible) and all(
+        jnp.shape(mine) == jnp.shape(theirs)[-jnp.ndim(mine) :] for mine, theirs in pairs
+    )
+    if not fits:
+        raise ValueError(
+            f"RBM: expected `base` of the visible units' kind and size, {visible!r} with features "
+            f"{visible.feature_shape}; got {base!r} with features {base.feature_shape}."
+        )
+
+
+def _as_data(base: Any) -> Array:
+    try:
+        return jnp.asarray(base)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "RBM: expected `base` to be data of shape (n, num_visible), a visible unit, or None; "
+            f"got {type(base).__name__}."
+        ) from error
+
+
+def _unbiased(unit: Unit) -> Unit:
+    """The unit with every natural parameter but the precision set to zero."""
+
+    def neutral(path: tuple[Any, ...], leaf: Array) -> Array:
+        return leaf if path[-1].name == "scale" else jnp.zeros_like(leaf)
+
+    return jax.tree_util.tree_map_with_path(neutral, unit)
+
+
 @jax.jit
-def _own_moments(target: RBM, rng_key: Key[Array, ""]) -> tuple[Array, Array]:
-    """First and second moments of the visible features from short Gibbs chains."""
-    key_init, key_run = jax.random.split(rng_key)
+def _data_base(visible: Unit, data: Array) -> Unit:
+    """The visible unit with the moments of data."""
+    features = visible.features(data)
+    return visible.base_rate(_smoothed(features, visible), (features**2).mean(0))
+
+
+@jax.jit
+def _own_base(target: RBM, rng_key: Key[Array, ""]) -> Unit:
+    """The visible unit with the moments that the model has in short Gibbs chains."""
+    key_init, key_run, key_last = jax.random.split(rng_key, 3)
 
     def sweep(chain, key):
         return target.gibbs_step(key, chain), None
 
     keys = jax.random.split(key_run, _MEAN_SWEEPS)
     chain, _ = jax.lax.scan(sweep, target.init_chain(key_init, (_MEAN_CHAINS,)), keys)
-    visible, hidden = target.visible_units, target.hidden_units
+    visible = target.visible_units
     field = target._coupled(target.input_to_visible(chain.hidden))
-    del hidden
-    features = visible.features(visible.sample(key_init, field))
-    return visible.mean(field).mean(0), (features**2).mean(0)
+    features = visible.features(visible.sample(key_last, field))
+    return visible.base_rate(_smoothed(visible.mean(field), visible), (features**2).mean(0))
+
+
+def _smoothed(features: Float[Array, "n features"], visible: Unit) -> Float[Array, " features"]:
+    """Mean of features, with one more row that has the mean of the unit by itself."""
+    prior = visible.mean(jnp.zeros(visible.num_features, features.dtype))
+    return (features.sum(0) + prior) / (features.shape[0] + 1)
