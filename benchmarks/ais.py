@@ -1,0 +1,119 @@
+"""Annealed importance sampling of a binary RBM, against the same arithmetic in plain JAX.
+
+The plain version is one `lax.scan` over raw arrays that draws the same random numbers and keeps
+`v @ W` between temperatures, so that it needs two matrix products for each. The runs alternate.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import numpyro_ebm as ebm
+
+
+@partial(jax.jit, static_argnames="num_particles")
+def plain_ais(rng_key, weights, visible, hidden, base, betas, num_particles):
+    """Log-weights of every particle from the base-rate model to the RBM."""
+
+    def increment(units, field, beta, beta_next):
+        gain = jax.nn.softplus(beta_next * (hidden + field))
+        loss = jax.nn.softplus(beta * (hidden + field))
+        return (gain - loss).sum(-1) + (beta_next - beta) * (units @ (visible - base))
+
+    def step(state, inputs):
+        (units, field), (key, beta, beta_next) = state, inputs
+        gained = increment(units, field, beta, beta_next)
+        key_hidden, key_visible = jax.random.split(key)
+        on = jax.random.bernoulli(key_hidden, jax.nn.sigmoid(beta_next * (hidden + field)))
+        back = jnp.matmul(on.astype(field.dtype), weights.T, precision="highest")
+        bias = (1 - beta_next) * base + beta_next * visible
+        on = jax.random.bernoulli(key_visible, jax.nn.sigmoid(bias + beta_next * back))
+        units = on.astype(field.dtype)
+        return (units, jnp.matmul(units, weights, precision="highest")), gained
+
+    key_start, key_moves = jax.random.split(rng_key)
+    shape = (num_particles, visible.size)
+    units = jax.random.bernoulli(key_start, jax.nn.sigmoid(base), shape).astype(weights.dtype)
+    state = (units, jnp.matmul(units, weights, precision="highest"))
+    keys = jax.random.split(key_moves, betas.size - 2)
+    state, gained = jax.lax.scan(step, state, (keys, betas[:-2], betas[1:-1]))
+    return jnp.concatenate([gained, increment(*state, betas[-2], betas[-1])[None]])
+
+
+def plain_log_z(rng_key, weights, visible, hidden, base, betas, num_particles):
+    """Log Z by plain JAX, summed in float64."""
+    gained = plain_ais(rng_key, weights, visible, hidden, base, betas, num_particles)
+    log_weights = np.asarray(gained, np.float64).sum(0)
+    log_z0 = np.logaddexp(0, np.asarray(base, np.float64)).sum() + hidden.size * np.log(2)
+    return log_z0 + np.logaddexp.reduce(log_weights) - np.log(num_particles)
+
+
+def seconds(function, *args):
+    """Wall-clock time of one call, and what it returned."""
+    start = time.perf_counter()
+    result = function(*args)
+    return time.perf_counter() - start, result
+
+
+def main():
+    """Measure both and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--visible", type=int, default=784)
+    parser.add_argument("--hidden", type=int, default=500)
+    parser.add_argument("--temperatures", type=int, default=1000)
+    parser.add_argument("--particles", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(0.05 * rng.normal(size=(options.visible, options.hidden)), jnp.float32)
+    visible = jnp.asarray(rng.normal(size=options.visible) - 1, jnp.float32)
+    hidden = jnp.asarray(0.5 * rng.normal(size=options.hidden) - 1, jnp.float32)
+    base = jnp.asarray(visible + 0.1)
+    betas = jnp.linspace(0.0, 1.0, options.temperatures)
+    rbm = ebm.RBM(weights, visible, hidden)
+
+    def ours(key):
+        return ebm.evidence.ais(
+            key,
+            rbm,
+            base=ebm.units.Bernoulli(base),
+            num_temperatures=options.temperatures,
+            num_particles=options.particles,
+        ).log_evidence
+
+    def plain(key):
+        return plain_log_z(key, weights, visible, hidden, base, betas, options.particles)
+
+    warnings.simplefilter("ignore", ebm.evidence.EvidenceWarning)
+    times, estimates = {"plain JAX": [], "evidence.ais": []}, {}
+    for repeat in range(options.repeats + 1):  # the first one compiles
+        key = jax.random.key(repeat)
+        for name, function in (("plain JAX", plain), ("evidence.ais", ours)):
+            taken, estimates[name] = seconds(function, key)
+            times[name].append(taken)
+
+    chain_steps = options.temperatures * options.particles
+    reference = statistics.median(times["plain JAX"][1:])
+    print(
+        f"AIS, {options.visible}x{options.hidden} binary RBM, {options.temperatures} temperatures, "
+        f"{options.particles} particles; median of {options.repeats} runs on "
+        f"{jax.devices()[0].platform}"
+    )
+    print(f"{'':14}{'seconds':>9}{'steps/s':>11}{'time ratio':>12}{'log Z':>10}{'compile s':>11}")
+    for name, taken in times.items():
+        median = statistics.median(taken[1:])
+        print(
+            f"{name:14}{median:9.3f}{chain_steps / median:11.0f}{median / reference:12.3f}"
+            f"{estimates[name]:10.2f}{taken[0] - median:11.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
