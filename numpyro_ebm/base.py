@@ -29,6 +29,7 @@ from numpyro_ebm.normalizer import (
     in_host_log_likelihood,
     warn_unnormalized,
 )
+from numpyro_ebm.random_key import require_key
 
 Chain = Any
 """The state of a Markov chain on a model: a pytree that the model itself defines."""
@@ -83,7 +84,7 @@ class EnergyDistribution(Distribution):
             return normalizer, None
         try:
             log_z = jnp.asarray(normalizer)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise TypeError(
                 f"{name}: expected `normalizer` to be one of {NORMALIZERS} or an array with "
                 f"log Z; got {type(normalizer).__name__}."
@@ -193,7 +194,8 @@ class EnergyDistribution(Distribution):
         shape, event = jnp.shape(value), self.event_shape
         label = f"{type(self).__name__}: expected `{name}`"
         if shape[len(shape) - len(event) :] != event:
-            raise ValueError(f"{label} of shape (..., {str(event)[1:]}; got {shape}.")
+            sizes = ", ".join(map(str, event))
+            raise ValueError(f"{label} of shape (..., {sizes}); got {shape}.")
         try:
             jnp.broadcast_shapes(shape[: len(shape) - len(event)], self.batch_shape)
         except ValueError as error:
@@ -203,7 +205,7 @@ class EnergyDistribution(Distribution):
             ) from error
         if not self._validate_args:
             return True
-        inside = self.support(value)
+        inside = self.support(value) if self.support is not None else True
         if not not_jax_tracer(inside):
             return inside
         if not np.all(inside):
@@ -282,7 +284,7 @@ class EnergyDistribution(Distribution):
         The draws are approximate where the chain mixes slowly; subclasses draw exactly where the
         states can be enumerated.
         """
-        return sample_by_gibbs(self, key, tuple(sample_shape), self.num_sweeps)
+        return sample_by_gibbs(self, require_key(key), tuple(sample_shape), self.num_sweeps)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -333,8 +335,9 @@ class Kernel(Protocol):
 class Path(Protocol):
     """A sequence of models from a tractable base (beta = 0) to the target (beta = 1)."""
 
-    log_z0: Float[Array, ""]
-    """log Z of the base, in nats."""
+    @property
+    def log_z0(self) -> Float[Array, ""]:
+        """Log Z of the base, in nats."""
 
     def at(self, beta: Float[ArrayLike, ""]) -> EnergyDistribution:
         """Return the model at inverse temperature ``beta``."""

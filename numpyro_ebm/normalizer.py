@@ -57,7 +57,7 @@ def _guard_jvp(name, labels, primals, tangents):
         if not isinstance(tangent, SymbolicZero)
     ]
     if touched and not _called_from(_AUTOGUIDE_SETUP):
-        raise NormalizerError(_guard_message(name, ", ".join(touched)))
+        raise NormalizerError(_guard_message(name, ", ".join(sorted(touched))))
     return primals[0], tangents[0]
 
 

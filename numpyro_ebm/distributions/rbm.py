@@ -22,6 +22,7 @@ from numpyro_ebm.distributions.summation import (
     exact_sample,
     num_terms,
 )
+from numpyro_ebm.random_key import require_key
 from numpyro_ebm.units import Bernoulli, Unit
 
 _EXACT_SAMPLE_TERMS = 2**14
@@ -98,6 +99,8 @@ class RBM(EnergyDistribution):
         self.weights = _floating(weights)
         self._coupling = None
         batch_shape = self._check_shapes()
+        if self._validate_args if validate_args is None else validate_args:
+            self._check_finite()
         super().__init__(
             batch_shape,
             self.visible_units.shape,
@@ -105,14 +108,13 @@ class RBM(EnergyDistribution):
             validate_args=validate_args,
         )
         if self._validate_args:
-            self._check_finite()
             check_normalizable(self)
 
     # ----- checks --------------------------------------------------------------------------
 
     def _check_shapes(self) -> tuple[int, ...]:
-        event = self.visible_units.feature_shape + self.hidden_units.feature_shape
-        shape = self.weights.shape
+        sides = self.visible_units.feature_shape, self.hidden_units.feature_shape
+        event, shape = sides[0] + sides[1], self.weights.shape
         for name, axes, unit in (
             (
                 "visible",
@@ -124,9 +126,8 @@ class RBM(EnergyDistribution):
             if len(shape) < len(event) or shape[axes] != unit.feature_shape:
                 raise ValueError(
                     f"RBM: expected `weights` of shape (..., {', '.join(map(str, event))}) to match"
-                    f" `visible` and `hidden` units with features {self.visible_units.feature_shape}"
-                    f" and {self.hidden_units.feature_shape}; got `weights` {shape} (mismatch with "
-                    f"`{name}`)."
+                    f" `visible` and `hidden` units with features {sides[0]} and {sides[1]}; got "
+                    f"`weights` {shape} (mismatch with `{name}`)."
                 )
         batches = {
             "weights": shape[: len(shape) - len(event)],
@@ -361,12 +362,17 @@ class RBM(EnergyDistribution):
         if can_sum(self) and num_terms(self) <= _EXACT_SAMPLE_TERMS // max(
             1, math.prod(self.batch_shape)
         ):
-            return widen(exact_sample(self, key, shape))
-        return sample_by_gibbs(self, key, shape, self.num_sweeps)
+            return widen(exact_sample(self, require_key(key), shape))
+        return sample_by_gibbs(self, require_key(key), shape, self.num_sweeps)
 
 
 def _floating(weights: Any) -> Array:
-    array = jnp.asarray(weights)
+    try:
+        array = jnp.asarray(weights)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"RBM: expected an array for `weights`; got {type(weights).__name__}."
+        ) from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))

@@ -1,12 +1,13 @@
 """Exact sums over the states of an RBM: log Z, exact draws, and whether Z is finite.
 
-One layer is summed state by state; the other has a closed cumulant function. Continuous layers are
-integrated in closed form (both Gaussian) or by Gauss-Legendre quadrature (up to three ReLU units).
+One layer is summed state by state; the other has a closed cumulant function. Two continuous layers
+are integrated in closed form (both Gaussian) or by Gauss-Legendre quadrature (up to three ReLU
+units in one of them).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units import Gaussian, ReLU, Unit
+from numpyro_ebm.units.unit import digits
 
 if TYPE_CHECKING:
     from numpyro_ebm.distributions.rbm import RBM
@@ -25,8 +27,10 @@ MAX_STATES = 2**20
 """Most states of the smaller layer that are summed."""
 _CHUNK_FLOATS = 2**22
 """Size of the arrays held at once while summing."""
-_MAX_RELU = 3
-_NODES = 100
+_NODES = {1: 400, 2: 128, 3: 100}
+"""Quadrature nodes of each unit of a ReLU layer, by the number of units."""
+_SCALES_PER_NODE = 0.6
+"""Widest range of one unit that the nodes resolve to 1e-9, in scales and per node."""
 
 
 class _Layers(NamedTuple):
@@ -38,10 +42,18 @@ class _Layers(NamedTuple):
     summed_is_visible: bool
 
 
-def _terms(unit: Unit) -> int | None:
-    if isinstance(unit, ReLU) and unit.shape[0] <= _MAX_RELU:
-        return _NODES ** unit.shape[0]
-    return unit.num_states
+def _terms(rbm: RBM) -> tuple[int | None, int | None]:
+    """Terms in a sum over each layer; quadrature only where neither layer is discrete."""
+    layers = rbm.visible_units, rbm.hidden_units
+    visible, hidden = (unit.num_states for unit in layers)
+    if visible is None and hidden is None:
+        visible, hidden = (_num_nodes(unit) for unit in layers)
+    return visible, hidden
+
+
+def _num_nodes(unit: Unit) -> int | None:
+    nodes = _NODES.get(unit.shape[0]) if isinstance(unit, ReLU) else None
+    return None if nodes is None else nodes ** unit.shape[0]
 
 
 def _both_gaussian(rbm: RBM) -> bool:
@@ -50,22 +62,19 @@ def _both_gaussian(rbm: RBM) -> bool:
 
 def num_terms(rbm: RBM) -> int:
     """Number of terms in the cheapest exact sum for log Z (1 for a closed form)."""
-    counts = [_terms(rbm.visible_units), _terms(rbm.hidden_units)]
-    finite = [count for count in counts if count is not None]
-    return 1 if _both_gaussian(rbm) else min(finite)
+    return 1 if _both_gaussian(rbm) else min(n for n in _terms(rbm) if n is not None)
 
 
 def can_sum(rbm: RBM) -> bool:
     """Whether the states of the smaller layer can be summed."""
-    summable = _terms(rbm.visible_units) is not None or _terms(rbm.hidden_units) is not None
-    return _both_gaussian(rbm) or (summable and num_terms(rbm) <= MAX_STATES)
+    return _both_gaussian(rbm) or (_terms(rbm) != (None, None) and num_terms(rbm) <= MAX_STATES)
 
 
 def _check_can_sum(rbm: RBM) -> None:
     if can_sum(rbm):
         return
     kinds = f"{rbm.visible_units!r} and {rbm.hidden_units!r}"
-    if _terms(rbm.visible_units) is None and _terms(rbm.hidden_units) is None:
+    if _terms(rbm) == (None, None):
         reason = f"neither layer can be summed or integrated (of {kinds})"
     else:
         reason = f"the smaller layer of {kinds} has {num_terms(rbm):.3g} states"
@@ -77,7 +86,7 @@ def _check_can_sum(rbm: RBM) -> None:
 
 
 def _orient(rbm: RBM) -> _Layers:
-    visible, hidden = _terms(rbm.visible_units), _terms(rbm.hidden_units)
+    visible, hidden = _terms(rbm)
     matrix = rbm.weight_matrix if rbm._coupling is None else rbm._coupling * rbm.weight_matrix
     if hidden is not None and (visible is None or hidden <= visible):
         return _Layers(rbm.hidden_units, rbm.visible_units, matrix.mT, False)
@@ -113,21 +122,39 @@ def _over_batch(function, rbm: RBM, *args):
 def _quadrature(layers: _Layers) -> tuple[Array, Array]:
     """Nodes and log weights for each ReLU unit, both of shape (units, nodes).
 
-    The range covers the marginal of the layer: the density lies between that of its own
-    unit and that of the Gaussian obtained by integrating the other layer without its bounds.
+    NaN where the nodes are too far apart for the density.
     """
-    unit, other, matrix = layers.summed, layers.other, layers.matrix
+    unit, other, matrix = cast(ReLU, layers.summed), layers.other, layers.matrix
+    # Inhibition between nonnegative units can be left out: it makes the density no wider.
+    exciting = jnp.where(other.nonnegative, jnp.maximum(matrix, 0), matrix)
+    top = _reach(unit, other, exciting)
+    top = jnp.where(jnp.isfinite(top), top, _reach(unit, other, matrix))
+    top = jax.lax.stop_gradient(top)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES[unit.shape[0]])
+    resolved = top < _SCALES_PER_NODE * nodes.size * unit.scale
+    top = jnp.where(resolved, top, jnp.nan)[:, None]
+    return top * (nodes + 1) / 2, jnp.log(top * weights / 2)
+
+
+def _reach(unit: ReLU, other: Unit, matrix: Array) -> Float[Array, " n"]:
+    """Upper ends of the range of ReLU units coupled by ``matrix`` to another layer.
+
+    Eleven standard deviations beyond the mean in the Gaussian that bounds the slope of their log
+    density: the unbounded units of the other layer contribute their mean at no field and a
+    curvature, the bounded ones at most one. Infinite where that Gaussian does not exist.
+    """
     spread = jnp.broadcast_to(other.feature_scale, (matrix.shape[1],))
+    at_rest = other.mean(jnp.zeros(spread.shape, matrix.dtype))
+    drift = jnp.where(spread > 0, matrix * at_rest, jnp.abs(matrix)).sum(1)
+    slope = unit.loc / unit.scale**2 + drift
     coupled = matrix * spread
     precision = jnp.diag(1 / unit.scale**2) - coupled @ coupled.T
     covariance = jnp.linalg.inv(precision)
-    drift = matrix @ other.loc if isinstance(other, Gaussian | ReLU) else jnp.zeros(unit.shape)
-    marginal = jnp.abs(covariance) @ jnp.abs(unit.loc / unit.scale**2 + drift)
     deviation = jnp.sqrt(jnp.diag(covariance))
-    top = jnp.maximum(marginal + 11 * deviation, jnp.abs(unit.loc) + 11 * unit.scale)
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    top = jax.lax.stop_gradient(top)[:, None]
-    return top * (nodes + 1) / 2, jnp.log(top * weights / 2)
+    mean = jnp.abs(covariance) @ jnp.maximum(slope, 0)
+    mean = mean + deviation**2 * jnp.minimum(slope, 0)
+    top = mean + jnp.sqrt(jnp.minimum(mean, 0) ** 2 + (11 * deviation) ** 2)
+    return jnp.where(jnp.linalg.eigvalsh(precision)[0] > 0, top, jnp.inf)
 
 
 def _states(layers: _Layers, index: Array) -> tuple[Array, Array]:
@@ -135,8 +162,7 @@ def _states(layers: _Layers, index: Array) -> tuple[Array, Array]:
     if unit.num_states is not None:
         return unit.states(index)
     nodes, log_weights = _quadrature(layers)
-    powers = jnp.asarray([_NODES**i for i in range(unit.shape[0])])
-    picks = (index[:, None] // powers) % _NODES
+    picks = digits(index, unit.shape[0], nodes.shape[1])
     rows = jnp.arange(unit.shape[0])
     return nodes[rows, picks], log_weights[rows, picks].sum(-1)
 
@@ -168,7 +194,7 @@ def _summed_log_z(rbm: RBM) -> Float[Array, ""]:
 
 def _gaussian_joint(rbm: RBM) -> tuple[Array, Array, Array]:
     """Cholesky factor of the joint precision, joint mean, and the energy at zero."""
-    visible, hidden = rbm.visible_units, rbm.hidden_units
+    visible, hidden = cast(Gaussian, rbm.visible_units), cast(Gaussian, rbm.hidden_units)
     matrix = rbm.weight_matrix if rbm._coupling is None else rbm._coupling * rbm.weight_matrix
     loc = jnp.concatenate([visible.loc, hidden.loc], -1)
     scale = jnp.concatenate([visible.scale, hidden.scale], -1)

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from numpyro_ebm.random_key import require_key
 from numpyro_ebm.units.unit import Unit
 
 
@@ -85,14 +86,15 @@ class ConcatenatedDistribution(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """Each stretch in its part's support."""
-        return _ConcatenatedSupport(tuple(part.support for part in self.parts), self.sizes)
+        supports = [part.support for part in self.parts if part.support is not None]
+        return _ConcatenatedSupport(tuple(supports), self.sizes)
 
     def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw every part and concatenate, in the type that holds all."""
-        keys = jax.random.split(key, len(self.parts))
+        keys = jax.random.split(require_key(key), len(self.parts))
         shape = tuple(sample_shape) + self.batch_shape
         draws = [
-            p.expand(self.batch_shape).sample(k, sample_shape)
+            jnp.asarray(p.expand(self.batch_shape).sample(k, sample_shape))
             for p, k in zip(self.parts, keys, strict=True)
         ]
         return jnp.concatenate([d.reshape(*shape, -1) for d in draws], axis=-1)
@@ -100,8 +102,11 @@ class ConcatenatedDistribution(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
         """Sum of the parts' log densities, in nats."""
-        pieces = _split(value, self.sizes)
-        return sum(p.log_prob(x) for p, x in zip(self.parts, pieces, strict=True))
+        log_prob = jnp.zeros(())
+        for part, piece in zip(self.parts, _split(jnp.asarray(value), self.sizes), strict=True):
+            typed = piece.astype(jnp.int32) if part.is_discrete else piece
+            log_prob = log_prob + part.log_prob(typed)
+        return log_prob
 
     @property
     def mean(self) -> Array:
@@ -152,7 +157,8 @@ class Concatenate(Unit):
                 )
         if not units:
             raise ValueError("Concatenate: expected at least one unit in `units`; got none.")
-        self.units = units
+        batch = jnp.broadcast_shapes(*(unit.batch_shape for unit in units))
+        self.units = tuple(unit.expand(batch) for unit in units)
 
     @property
     def dtype(self) -> Any:
@@ -180,7 +186,7 @@ class Concatenate(Unit):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Common batch shape of the units."""
-        return jnp.broadcast_shapes(*(unit.batch_shape for unit in self.units))
+        return self.units[0].batch_shape
 
     @property
     def support(self) -> constraints.Constraint:
@@ -191,7 +197,8 @@ class Concatenate(Unit):
     def num_states(self) -> int | None:
         """Product of the units' numbers of states, if all are discrete."""
         counts = [unit.num_states for unit in self.units]
-        return None if None in counts else math.prod(counts)
+        finite = [count for count in counts if count is not None]
+        return math.prod(finite) if len(finite) == len(counts) else None
 
     @property
     def feature_scale(self) -> Any:
@@ -220,7 +227,8 @@ class Concatenate(Unit):
     def energy(self, value: Num[Array, "*batch n"]) -> Float[Array, "*batch"]:
         """Sum of the units' energies, in nats."""
         pieces = _split(jnp.asarray(value), self._sizes)
-        return sum(u.energy(x) for u, x in zip(self.units, pieces, strict=True))
+        parts = [u.energy(x) for u, x in zip(self.units, pieces, strict=True)]
+        return sum(parts[1:], start=parts[0])
 
     def unit_log_partition(self, field: Float[Array, "*batch features"]) -> Float[Array, "..."]:
         """Cumulant functions of all units, in nats."""
@@ -248,10 +256,11 @@ class Concatenate(Unit):
 
     def states(self, index: Int[Array, " states"]) -> tuple[Array, Array]:
         """Joint states of all units; the first unit's state changes fastest."""
-        values, log_weight = [], 0.0
+        values, log_weight = [], jnp.zeros(index.shape, self.float_dtype)
         for unit in self.units:
-            value, weight = unit.states(index % unit.num_states)
-            index = index // unit.num_states
+            count = unit.num_states or 1  # continuous units raise in `states`
+            value, weight = unit.states(index % count)
+            index = index // count
             values.append(value)
             log_weight = log_weight + weight
         return jnp.concatenate(values, axis=-1), log_weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ class _Quadratic(Unit):
     r"""Units with energy :math:`(x - \mu)^2 / (2 \sigma^2)`."""
 
     fields = ("loc", "scale")
+    loc: Array
+    scale: Array
 
     def __init__(
         self, loc: Float[ArrayLike, "*batch n"], scale: Float[ArrayLike, "*batch n"] = 1.0
@@ -36,11 +38,6 @@ class _Quadratic(Unit):
                 f"{type(self).__name__}: expected positive `scale`; got a smallest value of "
                 f"{float(jnp.min(self.scale))}."
             )
-
-    @property
-    def dtype(self) -> Any:
-        """The parameters' floating type."""
-        return self.float_dtype
 
     @property
     def feature_scale(self) -> Float[Array, "*batch n"]:
@@ -86,6 +83,11 @@ class _Quadratic(Unit):
                 "with NUTS, which differentiates its energy, instead of block Gibbs."
             )
         precision = 1 / self.scale**2 - curvature(zero)
+        if not_jax_tracer(precision) and np.any(np.asarray(precision) <= 0):
+            raise ValueError(
+                f"{type(self).__name__}: expected a likelihood term that leaves the precision of "
+                f"each unit positive; got a smallest precision of {float(jnp.min(precision)):.4g}."
+            )
         natural = self.loc / self.scale**2 + slope(zero)
         return type(self)._unflatten(None, (natural / precision, precision**-0.5))
 
@@ -162,7 +164,10 @@ class ReLU(_Quadratic):
         Boltzmann Machines", Physical Review Letters 118 (the potential of ReLU units).
     """
 
-    nonnegative = True
+    @property
+    def nonnegative(self) -> bool:
+        """True."""
+        return True
 
     @property
     def support(self) -> constraints.Constraint:

@@ -10,7 +10,9 @@ import numpyro.distributions as dist
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float, Key
 from numpyro.distributions import constraints
-from numpyro.distributions.util import validate_sample
+from numpyro.distributions.util import promote_shapes, validate_sample
+
+from numpyro_ebm.random_key import require_key
 
 _TAIL = 5.0
 """Beyond this many scales the asymptotic inverse of the survival function is more accurate."""
@@ -66,7 +68,7 @@ class RectifiedNormal(dist.Distribution):
     def __init__(
         self, loc: ArrayLike, scale: ArrayLike = 1.0, *, validate_args: bool | None = None
     ) -> None:
-        loc, scale = jnp.broadcast_arrays(*dist.util.promote_shapes(loc, scale))
+        loc, scale = jnp.broadcast_arrays(*promote_shapes(loc, scale))
         dtype = jnp.result_type(loc, scale, jnp.float32)
         self.loc, self.scale = loc.astype(dtype), scale.astype(dtype)
         super().__init__(self.loc.shape, (), validate_args=validate_args)
@@ -79,7 +81,7 @@ class RectifiedNormal(dist.Distribution):
     def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw by inverting the survival function."""
         low = jnp.broadcast_to(-self.loc / self.scale, self.shape(sample_shape))
-        excess = _upper_tail_normal(key, low) - low
+        excess = _upper_tail_normal(require_key(key), low) - low
         return self.scale * jnp.maximum(excess, 0)
 
     @validate_sample

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from numpyro_ebm.random_key import require_key
 from numpyro_ebm.units.unit import SMALLEST_RATE, Unit, digits
 
 
@@ -36,7 +37,9 @@ class SpinDistribution(dist.Distribution):
 
     def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw spins as integers."""
-        up = jax.random.bernoulli(key, jax.nn.sigmoid(2 * self.field), self.shape(sample_shape))
+        up = jax.random.bernoulli(
+            require_key(key), jax.nn.sigmoid(2 * self.field), self.shape(sample_shape)
+        )
         return 2 * up.astype(jnp.int32) - 1
 
     @validate_sample
@@ -106,7 +109,7 @@ class Spin(Unit):
     """
 
     fields = ("field",)
-    dtype = jnp.int8
+    field: Array
 
     def __init__(self, field: Float[ArrayLike, "*batch n"]) -> None:
         self._set(field=field)
@@ -116,6 +119,11 @@ class Spin(Unit):
     def support(self) -> constraints.Constraint:
         """{-1, +1}^n."""
         return constraints.independent(spin, 1)
+
+    @property
+    def dtype(self) -> Any:
+        """int8."""
+        return jnp.int8
 
     @property
     def num_states(self) -> int:

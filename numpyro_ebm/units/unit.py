@@ -29,10 +29,6 @@ class Unit:
 
     fields: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters, in the order of the constructor."""
-    dtype: ClassVar[Any] = jnp.float32
-    """Type in which states are kept; 8-bit for binary units."""
-    nonnegative: ClassVar[bool] = False
-    """Whether features are restricted to be nonnegative."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -85,6 +81,16 @@ class Unit:
         return None
 
     @property
+    def dtype(self) -> Any:
+        """Type in which states are kept; 8-bit for binary units."""
+        return self.float_dtype
+
+    @property
+    def nonnegative(self) -> Any:
+        """Whether features are restricted to be nonnegative."""
+        return False
+
+    @property
     def feature_scale(self) -> Any:
         """Standard deviation of each feature at no field; 0 for bounded features."""
         return 0.0
@@ -115,10 +121,12 @@ class Unit:
         self, rng_key: Key[Array, ""], field: Float[Array, "*batch features"]
     ) -> Num[Array, "*batch n"]:
         """Draw from :meth:`conditional`, in the compact type :attr:`dtype`."""
-        return self.conditional(field).sample(rng_key).astype(self.dtype)
+        return jnp.asarray(self.conditional(field).sample(rng_key)).astype(self.dtype)
 
     def mean(self, field: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Expected features under :meth:`conditional`: the gradient of the cumulant function."""
+        shape = jnp.broadcast_shapes(jnp.shape(field), self.batch_shape + (self.num_features,))
+        field = jnp.broadcast_to(field, shape)
         return jax.grad(lambda f: self.log_partition(f).sum())(field)
 
     def states(
@@ -136,8 +144,7 @@ class Unit:
 
     def interpolate(self, base: Self, beta: Float[ArrayLike, ""]) -> Self:
         """Natural parameters ``(1 - beta) base + beta self``."""
-        mixed = jax.tree.map(lambda a, b: (1.0 - beta) * a + beta * b, base, self)
-        return mixed
+        return jax.tree.map(lambda a, b: (1.0 - beta) * a + beta * b, base, self)
 
     def base_rate(self, mean: Float[Array, " features"], second: Float[Array, " features"]) -> Self:
         """Return a unit of this type whose features have the given moments at no field.
@@ -173,7 +180,7 @@ class Unit:
         for key, value in parameters.items():
             try:
                 array = jnp.asarray(value)
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"{name}: expected an array for `{key}`; got {type(value).__name__}."
                 ) from error
