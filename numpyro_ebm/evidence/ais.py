@@ -41,7 +41,8 @@ def ais(
     Z is estimated without bias for any number of temperatures; log Z with a bias down of about
     half the squared standard error (a stochastic lower bound). The standard error is the delta
     method's. It knows only of what the particles have seen: where all of them miss a mode, or the
-    path has a first-order transition, nothing here shows it. Energies are differenced in the
+    path has a first-order transition, nothing here shows it. Start from data where you have some:
+    they know of modes that short chains of the model do not find. Energies are differenced in the
     model's own floating type and summed in float64.
 
     Args:
