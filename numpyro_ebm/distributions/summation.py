@@ -252,7 +252,7 @@ def exact_sample(
             back = jnp.matmul(layers.other.features(other), layers.matrix.T, precision="highest")
             value = layers.summed.sample(keys[2], back)
         visible = value if layers.summed_is_visible else other
-        return visible.reshape(*shape, -1)
+        return visible.reshape(*shape, -1).astype(single.visible_units.dtype)
 
     batch = rbm.batch_shape
     if not batch:

@@ -53,5 +53,6 @@ def check_clamp(
             )
     with jax.ensure_compile_time_eval():
         full = jnp.broadcast_to(values, shape)
-        held = np.asarray(jnp.where(mask, full, model.support.feasible_like(full)))
+        feasible = full if model.support is None else model.support.feasible_like(full)
+        held = np.asarray(jnp.where(mask, full, feasible))
     model.check_value(held, f"clamp['{site}'] values")

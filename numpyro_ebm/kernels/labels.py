@@ -7,30 +7,56 @@ labels (``None``).
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from numpyro_ebm.kernels.bounds import output_bound, type_bound
 
 CONSTANT, SUM, MIXED = -1, -2, -3
 _HIGH = np.iinfo(np.int64).max
 Labels = np.ndarray | None
 
+
+class Facts(NamedTuple):
+    """What is known of a variable of the program.
+
+    Attributes:
+        labels: Labels of its elements.
+        bound: Bound on their absolute values, where they are integers.
+        value: Its value, if that is a known constant.
+    """
+
+    labels: Labels = None
+    bound: float = math.inf
+    value: Any = None
+
+
 _ADDITIVE = {"add", "sub", "add_any"}
-_UNARY_LINEAR = {"neg", "copy", "copy_p", "real", "reduce_precision", "optimization_barrier"}
+_UNARY_LINEAR = {"neg", "copy", "copy_p", "real"}
 _ELEMENTWISE = {
     "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e",
     "bessel_i1e", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma", "eq", "erf", "erf_inv",
     "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac", "integer_pow",
-    "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "ne",
-    "nextafter", "not", "or", "polygamma", "pow", "regularized_incomplete_beta", "rem", "round",
-    "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "xor", "zeta",
+    "is_finite", "le", "lgamma", "log", "log1p", "log2", "logistic", "lt", "max", "min", "ne",
+    "nextafter", "not", "one_minus_square", "or", "polygamma", "polynomial", "pow",
+    "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
+    "stop_gradient", "tan", "tanh", "xor", "zeta",
 }  # fmt: skip
 _MOVES = {"broadcast_in_dim", "concatenate", "expand_dims", "pad", "reshape", "rev", "slice",
-          "split", "squeeze", "transpose"}  # fmt: skip
+          "split", "squeeze", "stack", "tile", "transpose", "unstack"}  # fmt: skip
 _INDEXED_MOVES = {"dynamic_slice", "gather"}
 _REDUCTIONS = {"reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "argmax",
                "argmin"}  # fmt: skip
+
+
+def has_sum(labels: Labels) -> bool:
+    """Whether an element is a sum of functions of single units."""
+    return labels is not None and bool((labels == SUM).any())
 
 
 def _merge(a: np.ndarray, b: np.ndarray, linear: bool) -> np.ndarray:
@@ -75,13 +101,9 @@ def _dot(equation: Any, labels: list[Labels], shape: tuple[int, ...]) -> np.ndar
     free = [i for i in range(label.ndim) if i not in (*contracted, *batched)]
     ordered = label.transpose(*batched, *free, *contracted)
     reduced = _reduce(ordered, tuple(range(len(batched) + len(free), ordered.ndim)), linear=True)
-    others = len(shape) - reduced.ndim
-    if side == 0:
-        reduced = reduced.reshape(*reduced.shape, *(1,) * others)
-    else:
-        lead = reduced.shape[: len(batched)]
-        reduced = reduced.reshape(*lead, *(1,) * others, *reduced.shape[len(batched) :])
-    return np.broadcast_to(reduced, shape)
+    start = len(batched) if side == 1 else reduced.ndim  # where the other side's axes go
+    others = range(start, start + len(shape) - reduced.ndim)
+    return np.broadcast_to(np.expand_dims(reduced, tuple(others)), shape)
 
 
 def _lookup(equation: Any, label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -122,27 +144,20 @@ def _unknown(labels: list[Labels], shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, only if only >= 0 else MIXED)
 
 
-def propagate(equation: Any, labels: list[Labels], known: list[Any]) -> list[Labels]:
-    """Labels of the outputs of one equation.
-
-    Args:
-        equation: A JAX equation that calls no other program.
-        labels: Labels of its inputs.
-        known: Concrete values of its inputs, ``None`` where not known.
-    """
+def _outputs(equation: Any, labels: list[Any], known: list[Any]) -> list[Labels]:
+    """Labels of the outputs, taking sums to be exact."""
     shapes = [np.shape(v.aval) for v in equation.outvars]
+    if equation.effects or not shapes:  # after a write to a mutable array a read gives another
+        return [np.full(shape, MIXED) for shape in shapes]
     if all(label is None for label in labels):
         return [None] * len(shapes)
     name, shape = equation.primitive.name, shapes[0]
-    if name in _ADDITIVE or name in _UNARY_LINEAR:
+    if name in _ADDITIVE or name in _UNARY_LINEAR or name == "convert_element_type":
         return [_elementwise(labels, shape, linear=True)]
-    if name == "convert_element_type":
-        exact = np.issubdtype(equation.params["new_dtype"], np.floating)
-        return [_elementwise(labels, shape, linear=bool(exact))]
     if name == "mul":
         return [_elementwise(labels, shape, linear=any(x is None for x in labels))]
     if name == "div":
-        exact = np.issubdtype(equation.outvars[0].aval.dtype, np.floating)
+        exact = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.inexact)
         return [_elementwise(labels, shape, linear=exact and labels[1] is None)]
     if name == "select_n":
         return [_elementwise(labels, shape, linear=labels[0] is None)]
@@ -163,3 +178,29 @@ def propagate(equation: Any, labels: list[Labels], known: list[Any]) -> list[Lab
     if name == "gather" and labels[0] is None:
         return [_lookup(equation, labels[1], shape)]
     return [_unknown(labels, s) for s in shapes]
+
+
+def _holds_sums(dtype: Any, bound: float) -> bool:
+    """Whether a sum keeps its value in a type: it neither wraps nor is rounded to a few bits."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return bound < type_bound(dtype)
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+
+
+def propagate(equation: Any, inputs: list[Facts]) -> list[Facts]:
+    """What is known of the outputs of an equation that calls no other program.
+
+    An array with sums has no labels of single units: all its elements are sums from here on.
+    """
+    outs = _outputs(equation, [fact.labels for fact in inputs], [fact.value for fact in inputs])
+    facts = []
+    for var, labels in zip(equation.outvars, outs, strict=True):
+        bound, limit = math.inf, type_bound(var.aval.dtype)
+        if limit < math.inf:
+            bound = output_bound(equation, [fact.bound for fact in inputs])
+        if labels is not None and has_sum(labels) and _holds_sums(var.aval.dtype, bound):
+            labels = np.where(labels >= 0, SUM, labels)
+        elif labels is not None and has_sum(labels):
+            labels = np.where(labels == SUM, MIXED, labels)
+        facts.append(Facts(labels, min(bound, limit)))
+    return facts

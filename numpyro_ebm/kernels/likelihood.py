@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
-from numpyro.distributions import Distribution, MaskedDistribution
+from numpyro.distributions import MaskedDistribution
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebm.base import EnergyDistribution, unwrap
@@ -24,7 +24,7 @@ def check_site(name: str, site: dict[str, Any]) -> EnergyDistribution:
     Raises:
         ValueError: The site is scaled or masked.
     """
-    fn: Distribution = site["fn"]
+    fn: Any = site["fn"]
     while fn is not unwrap(fn) and not isinstance(fn, MaskedDistribution):
         fn = fn.base_dist
     if isinstance(fn, MaskedDistribution):
@@ -67,10 +67,21 @@ def _parameters(trace: Trace, name: str) -> dict[str, list[Array]]:
     }
 
 
+def _check_effects(name: str, function: Callable[..., Any], value: Array) -> None:
+    """Refuse programs in which influence can pass beside the arguments of equations."""
+    effects = jax.make_jaxpr(function)(value).effects
+    if any("Debug" not in type(effect).__name__ for effect in effects):
+        raise ValueError(
+            f"BlockGibbs: expected a model without side effects, so that its program shows what "
+            f"depends on site '{name}'; it uses mutable arrays or ordered callbacks."
+        )
+
+
 def conditional(
     name: str,
     trace_at: Callable[[Num[Array, "*shape"]], Trace],
     value: Num[Array, "*shape"],
+    largest: float | None = None,
 ) -> EnergyDistribution:
     """Distribution of one energy-based site given all other sites, latent and observed.
 
@@ -78,12 +89,14 @@ def conditional(
         name: The site.
         trace_at: Traces the model with the site at a value.
         value: A value of the site.
+        largest: Largest absolute value of an integer unit.
 
     Returns:
         The site's own distribution, tilted by the likelihood terms that depend on it.
 
     Raises:
-        ValueError: Those terms are not a product over the units of the site.
+        ValueError: Those terms are not a product over the units of the site, or the model has
+            side effects.
         NormalizerError: The site feeds the parameters of a model whose log Z is unknown.
     """
     site = trace_at(value)[name]
@@ -93,6 +106,7 @@ def conditional(
         trace = trace_at(value)
         return _log_probs(trace, name), _parameters(trace, name)
 
+    _check_effects(name, influence, value)
     log_probs, parameters = eval_provenance(influence, value=value)
     for other, leaves in parameters.items():
         if any(leaves):
@@ -110,7 +124,7 @@ def conditional(
         terms = _log_probs(trace_at(value), name)
         return sum((terms[other] for other in dependents), start=jnp.zeros(()))
 
-    terms = unit_terms(log_likelihood, value)
+    terms = unit_terms(log_likelihood, value, largest)
     if terms is None:
         raise ValueError(
             f"BlockGibbs: expected the likelihood terms that depend on site '{name}' "

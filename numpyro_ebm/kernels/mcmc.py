@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +21,13 @@ from numpyro.infer.gibbs import (
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_ebm.base import Chain, EnergyDistribution, Kernel, unwrap, widen
+from numpyro_ebm.base import Chain, EnergyDistribution, Kernel, widen
+from numpyro_ebm.kernels.bounds import type_bound
 from numpyro_ebm.kernels.clamp import check_clamp, parse_clamp
 from numpyro_ebm.kernels.likelihood import check_site, conditional
 from numpyro_ebm.kernels.sites import (
     EnergyKernelState,
+    WideModel,
     WideSites,
     energy_sites,
     start_value,
@@ -63,12 +66,13 @@ class EnergyKernel(MCMCKernel):
         self._sites: tuple[str, ...] = ()
         self._dtypes: dict[str, Any] = {}
         self._has_deterministic = False
+        self._is_block = self._is_nested = False
         self._sample_fn: Callable[..., EnergyKernelState] | None = None
 
     @property
     def model(self) -> Model:
-        """The model, as given."""
-        return self._model
+        """The model, equal to that given; it can also be run on the samples collected."""
+        return WideModel(self._model)
 
     # ----- NumPyro's interface -------------------------------------------------------------
 
@@ -85,6 +89,9 @@ class EnergyKernel(MCMCKernel):
         if is_prng_key(rng_key):
             return self._init_one(rng_key, init_params, model_args, model_kwargs)
         self._sample_fn = jax.vmap(self._sample_one, in_axes=(0, None, None))
+        if init_params:  # under vmap only their shapes could be checked
+            z, models = self._start(rng_key[0], model_args, model_kwargs)
+            self._checked(init_params, models, z, rng_key.shape[:1])
 
         def init_one(key, params):
             return self._init_one(key, params, model_args, model_kwargs)
@@ -119,12 +126,19 @@ class EnergyKernel(MCMCKernel):
         kernel = copy.copy(self)
         kernel._model = wrapper(self._model)
         kernel._sites, kernel._sample_fn = (), None
+        kernel._is_block, kernel._is_nested = True, self._is_block
         return kernel
 
     def get_constrain_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
     ) -> Callable[[dict[str, Array]], dict[str, Array]]:
-        """Values are constrained already; those collected are narrowed to 8 bits."""
+        """Values are constrained already; those collected are narrowed to 8 bits.
+
+        But not where ``Gibbs`` runs a model on them that does not expect it: for deterministic
+        sites, or to condition the blocks of an enclosing ``Gibbs``.
+        """
+        if self._has_deterministic or self._is_nested:
+            return dict
         return lambda z: dict(z) if isinstance(z, WideSites) else self._narrow(z)
 
     def postprocess_fn(
@@ -159,17 +173,23 @@ class EnergyKernel(MCMCKernel):
             name: value.astype(self._dtypes.get(name, value.dtype)) for name, value in z.items()
         }
 
-    def _trace(self, z: Mapping[str, Array], model_args: Any, model_kwargs: Any) -> dict[str, Any]:
+    def _trace(
+        self, z: Mapping[str, Array], model_args: Any, model_kwargs: Any
+    ) -> OrderedDict[str, dict[str, Any]]:
         model = seed(conditioned(self._model), jax.random.key(0))
         return trace(model).get_trace(*model_args, **with_conditioning(model_kwargs, dict(z)))
 
-    def _init_one(self, rng_key, init_params, model_args, model_kwargs) -> EnergyKernelState:
-        rng_key, key_trace = jax.random.split(rng_key)
-        model = substitute(seed(conditioned(self._model), key_trace), substitute_fn=start_value)
+    def _start(self, rng_key, model_args, model_kwargs):
+        """Resolve the sites, and return their starting values and their models."""
+        model = substitute(seed(conditioned(self._model), rng_key), substitute_fn=start_value)
         model_trace = trace(model).get_trace(*model_args, **(model_kwargs or {}))
         self._resolve(model_trace)
         z = WideSites((name, model_trace[name]["value"]) for name in self._sites)
-        models = {name: check_site(name, model_trace[name]) for name in self._sites}
+        return z, {name: check_site(name, model_trace[name]) for name in self._sites}
+
+    def _init_one(self, rng_key, init_params, model_args, model_kwargs) -> EnergyKernelState:
+        rng_key, key_start = jax.random.split(rng_key)
+        z, models = self._start(key_start, model_args, model_kwargs)
         for name, value in self._checked(init_params, models, z).items():
             z[name] = value
         for name, (mask, values) in self._clamp.items():
@@ -183,7 +203,7 @@ class EnergyKernel(MCMCKernel):
             self._conditional(name, z, model_args, model_kwargs)  # raises before the run starts
         return EnergyKernelState(z, chains, _total_energy(models, chains), rng_key)
 
-    def _resolve(self, model_trace: dict[str, Any]) -> None:
+    def _resolve(self, model_trace: OrderedDict[str, dict[str, Any]]) -> None:
         """Find the sites of the block and refuse models that it cannot sample."""
         name = type(self).__name__
         self._sites = energy_sites(model_trace)
@@ -212,16 +232,17 @@ class EnergyKernel(MCMCKernel):
             )
         self._has_deterministic = any(s["type"] == "deterministic" for s in model_trace.values())
 
-    def _checked(self, init_params, models, z) -> dict[str, Array]:
+    def _checked(self, init_params, models, z, num_chains=()) -> dict[str, Array]:
         """Check starting values against the sites' shapes and supports."""
         label = f"{type(self).__name__}: expected `init_params`"
         out = {}
         for name, value in (init_params or {}).items():
             if name not in models:
                 raise ValueError(f"{label} for sites among {self._sites}; got {name!r}.")
-            if jnp.shape(value) != z[name].shape:
+            shape = num_chains + z[name].shape
+            if jnp.shape(value) != shape:
                 raise ValueError(
-                    f"{label} of shape {z[name].shape} for site '{name}'; got {jnp.shape(value)}."
+                    f"{label} of shape {shape} for site '{name}'; got {jnp.shape(value)}."
                 )
             models[name].check_value(value, f"init_params['{name}']")
             out[name] = jnp.asarray(value).astype(z[name].dtype)
@@ -231,7 +252,7 @@ class EnergyKernel(MCMCKernel):
         def trace_at(value):
             return self._trace({**z, name: value}, model_args, model_kwargs)
 
-        return conditional(name, trace_at, z[name])
+        return conditional(name, trace_at, z[name], type_bound(self._dtypes[name]))
 
     def _sample_one(self, state, model_args, model_kwargs) -> EnergyKernelState:
         rng_key, *keys = jax.random.split(state.rng_key, 1 + len(self._sites))
@@ -240,10 +261,14 @@ class EnergyKernel(MCMCKernel):
             target = self._conditional(name, z, model_args, model_kwargs)
             mask, values = self._clamp.get(name, (None, None))
             held = {} if mask is None else {"mask": mask, "values": values}
+            if len(self._sites) > 1:  # another site of the block may have changed its parameters
+                chains[name] = target.refresh(chains[name])
             chains[name], _ = self._kernel.step(key, chains[name], target, **held)
             z[name] = widen(self._kernel.value(chains[name], target))
         model_trace = self._trace(z, model_args, model_kwargs)
-        models = {name: unwrap(model_trace[name]["fn"]) for name in self._sites}
+        models = {name: check_site(name, model_trace[name]) for name in self._sites}
+        if len(self._sites) > 1:
+            chains = {name: models[name].refresh(chains[name]) for name in self._sites}
         return EnergyKernelState(z, chains, _total_energy(models, chains), rng_key)
 
 

@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Float, Num
 
-from numpyro_ebm.kernels.labels import MIXED, SUM, Labels, propagate
+from numpyro_ebm.kernels.bounds import type_bound, value_bound
+from numpyro_ebm.kernels.labels import MIXED, Facts, Labels, has_sum, propagate
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2",
           "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}  # fmt: skip
+_ONE_TYPE = {"add", "add_any", "concatenate", "dot_general", "mul", "pad", "select_n", "stack",
+             "sub"}  # fmt: skip
 
 
 class _Step(NamedTuple):
@@ -29,13 +33,13 @@ class _Step(NamedTuple):
     equation: Any
     cuts: tuple[Labels, ...]
     called: _Program | None
+    makes_sum: bool
 
 
 class _Program(NamedTuple):
     jaxpr: Jaxpr
     consts: Sequence[Any]
     steps: list[_Step]
-    out_labels: list[Labels]
     has_cuts: bool
 
 
@@ -51,68 +55,64 @@ def _called(equation: Any) -> tuple[Jaxpr, Sequence[Any]] | None:
     return None if inner is None else (inner, ())
 
 
-def _is_sum(labels: Labels) -> bool:
-    return labels is not None and bool((labels == SUM).any())
-
-
 def _single(labels: Labels) -> Labels:
     """Labels of the elements that depend on just one unit, if there are any."""
     return labels if labels is not None and bool((labels >= 0).any()) else None
 
 
+def _constant(value: Any) -> Facts:
+    if isinstance(value, Tracer):
+        return Facts(bound=type_bound(value.aval.dtype))
+    return Facts(bound=value_bound(value), value=value)
+
+
 def _analyse(
-    jaxpr: Jaxpr, consts: Sequence[Any], inputs: list[Labels], known: list[Any]
-) -> tuple[_Program, list[Any]]:
-    """Label every variable and mark where unit terms enter sums.
+    jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Facts]
+) -> tuple[_Program, list[Facts]]:
+    """Label every variable and mark where unit terms enter sums."""
+    facts: dict[Any, Facts] = dict(zip(jaxpr.invars, inputs, strict=True))
+    facts.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
 
-    ``known`` holds the concrete values of inputs, ``None`` for those not known: positions in
-    an array must be known to tell which unit is read.
-    """
-    labels: dict[Any, Labels] = dict(zip(jaxpr.invars, inputs, strict=True))
-    values: dict[Any, Any] = dict(zip(jaxpr.invars, known, strict=True))
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
-        labels[var], values[var] = None, _concrete(const)
-    steps, has_cuts = [], False
+    def read(var: Any) -> Facts:
+        return _constant(var.val) if isinstance(var, Literal) else facts[var]
+
+    steps = []
     for equation in jaxpr.eqns:
-        ins = [None if isinstance(v, Literal) else labels[v] for v in equation.invars]
-        own = [v.val if isinstance(v, Literal) else values[v] for v in equation.invars]
-        inner = _called(equation)
+        ins, inner = [read(v) for v in equation.invars], _called(equation)
+        cuts, program = (None,) * len(ins), None
         if inner is not None:
-            program, results = _analyse(*inner, ins, own)
-            outs, cuts = program.out_labels, (None,) * len(ins)
-            inline = program.has_cuts or any(_is_sum(label) for label in ins)
-            steps.append(_Step(equation, cuts, program if inline else None))
-            has_cuts |= program.has_cuts
+            program, outs = _analyse(*inner, ins)
+            if not program.has_cuts and not any(has_sum(fact.labels) for fact in ins):
+                program = None
         else:
-            outs, results = propagate(equation, ins, own), _evaluate_known(equation, ins, own)
-            new_sum = any(_is_sum(out) for out in outs)
-            cuts = tuple(_single(label) if new_sum else None for label in ins)
-            steps.append(_Step(equation, cuts, None))
-            has_cuts |= any(cut is not None for cut in cuts)
-        for var, label, value in zip(equation.outvars, outs, results, strict=True):
-            labels[var], values[var] = label, value
-    out = [None if isinstance(v, Literal) else labels[v] for v in jaxpr.outvars]
-    out_known = [v.val if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
-    return _Program(jaxpr, consts, steps, out, has_cuts), out_known
+            outs = _evaluate_known(equation, ins, propagate(equation, ins))
+        makes_sum = any(has_sum(fact.labels) for fact in outs)
+        if inner is None and makes_sum:
+            cuts = tuple(_single(fact.labels) for fact in ins)
+        steps.append(_Step(equation, cuts, program, makes_sum))
+        facts.update(zip(equation.outvars, outs, strict=True))
+    has_cuts = any(
+        (step.called is not None and step.called.has_cuts)
+        or any(cut is not None for cut in step.cuts)
+        for step in steps
+    )
+    return _Program(jaxpr, consts, steps, has_cuts), [read(v) for v in jaxpr.outvars]
 
 
-def _concrete(value: Any) -> Any:
-    return None if isinstance(value, jax.core.Tracer) else value
-
-
-def _bind(equation: Any, inputs: list[Any]) -> list[Any]:
-    bound = equation.primitive.get_bind_params(equation.params)
+def _bind(equation: Any, inputs: list[Any], **changes: Any) -> list[Any]:
+    bound = equation.primitive.get_bind_params({**equation.params, **changes})
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older JAX: a pair
     out = equation.primitive.bind(*functions, *inputs, **params)
     return list(out) if equation.primitive.multiple_results else [out]
 
 
-def _evaluate_known(equation: Any, labels: list[Labels], known: list[Any]) -> list[Any]:
-    """Values of an equation whose inputs are all known constants."""
-    if any(label is not None for label in labels) or any(value is None for value in known):
-        return [None] * len(equation.outvars)
+def _evaluate_known(equation: Any, inputs: list[Facts], outs: list[Facts]) -> list[Facts]:
+    """Add the values of an equation whose inputs are all known constants."""
+    dependent = any(fact.labels is not None for fact in (*inputs, *outs))
+    if dependent or equation.effects or any(fact.value is None for fact in inputs):
+        return outs
     with jax.ensure_compile_time_eval():
-        return [_concrete(value) for value in _bind(equation, known)]
+        return [_constant(value) for value in _bind(equation, [fact.value for fact in inputs])]
 
 
 class _Cuts:
@@ -135,13 +135,29 @@ class _Cuts:
         return value if self.perturbations is None else value + self.perturbations[index]
 
 
-def _same_type(equation: Any, inputs: list[Any]) -> list[Any]:
-    """Follow integer operands that a cut has made floating."""
-    if equation.primitive.name not in ("add", "sub", "mul", "select_n", "concatenate", "pad"):
+def _bind_typed(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Bind an equation, giving back their integer types to sums that are floating after cuts."""
+    types = [getattr(v.aval, "dtype", None) for v in equation.invars]
+    pairs = zip(inputs, types, strict=True)
+    return _bind(equation, [x.astype(t) if getattr(x, "dtype", t) != t else x for x, t in pairs])
+
+
+def _bind_floating(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Bind an equation that makes or passes on sums: in floating point where one has been cut."""
+    name, changes = equation.primitive.name, {}
+    if name == "convert_element_type" and _is_integer(equation.params["new_dtype"]):
         return inputs
-    start = 1 if equation.primitive.name == "select_n" else 0
-    dtype = jnp.result_type(*inputs[start:])
-    return inputs[:start] + [jnp.asarray(x).astype(dtype) for x in inputs[start:]]
+    if name == "dot_general" and _is_integer(equation.outvars[0].aval.dtype):
+        changes["preferred_element_type"] = None
+    if name in _ONE_TYPE:
+        start = 1 if name == "select_n" else 0
+        dtype = jnp.result_type(*inputs[start:])
+        inputs = inputs[:start] + [jnp.asarray(x).astype(dtype) for x in inputs[start:]]
+    return _bind(equation, inputs, **changes)
+
+
+def _is_integer(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer)
 
 
 def _run(program: _Program, inputs: Sequence[Any], cuts: _Cuts) -> list[Any]:
@@ -157,19 +173,24 @@ def _run(program: _Program, inputs: Sequence[Any], cuts: _Cuts) -> list[Any]:
             outs = _run(step.called, ins, cuts)
         else:
             ins = [cuts(x, c) for x, c in zip(ins, step.cuts, strict=True)]
-            outs = _bind(step.equation, _same_type(step.equation, ins))
+            bind = _bind_floating if step.makes_sum else _bind_typed
+            outs = bind(step.equation, ins)
         environment.update(zip(step.equation.outvars, outs, strict=True))
     return [read(v) for v in program.jaxpr.outvars]
 
 
 def unit_terms(
-    log_density: Callable[[Num[Array, "*shape"]], Float[Array, ""]], example: Num[Array, "*shape"]
+    log_density: Callable[[Num[Array, "*shape"]], Float[Array, ""]],
+    example: Num[Array, "*shape"],
+    largest: float | None = None,
 ) -> Callable[[Num[Array, "*shape"]], Float[Array, "*shape"]] | None:
     r"""Decompose :math:`\log p(x) = c + \sum_i \ell_i(x_i)` into its terms.
 
     Args:
         log_density: Scalar function of an array of units, in nats.
         example: An array of the shape and type of its argument.
+        largest: Largest absolute value of an integer unit, that of its type by default. Sums of
+            integers are accepted only where they cannot overflow.
 
     Returns:
         A function from values to the terms :math:`\ell_i(x_i)`, of the same shape, or ``None``
@@ -185,15 +206,16 @@ def unit_terms(
     """
     closed = jax.make_jaxpr(log_density)(example)
     own = np.arange(example.size).reshape(example.shape)
-    program, _ = _analyse(closed.jaxpr, closed.consts, [own], [None])
-    (label,) = program.out_labels
+    largest = type_bound(example.dtype) if largest is None else largest
+    program, (out,) = _analyse(closed.jaxpr, closed.consts, [Facts(own, largest)])
+    label = out.labels
     if label is not None and bool((label == MIXED).any()):
         return None
 
     def terms(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         def run(perturbations):
             cuts = _Cuts(perturbations)
-            (out,) = _run(program, [x], cuts)
+            (out,) = _run(program, [jnp.asarray(x).astype(example.dtype)], cuts)
             return cuts(out, _single(label)), cuts
 
         shapes = jax.eval_shape(lambda: run(None)[1].values)
@@ -203,7 +225,7 @@ def unit_terms(
         def total(perturbations):
             out, cuts = run(perturbations)
             labels[:] = cuts.labels
-            return out, cuts.values
+            return jnp.asarray(out).astype(jnp.result_type(out, float)), cuts.values
 
         if not zeros:
             return jnp.zeros(example.shape, jnp.result_type(float))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.infer.gibbs import latent_sample_sites
+from numpyro.primitives import Messenger
 
 from numpyro_ebm.base import Chain, unwrap, widen
 
@@ -29,6 +32,37 @@ jax.tree_util.register_pytree_with_keys(
     ),
     lambda names, values: WideSites(zip(names, values, strict=True)),
 )
+
+
+class _Widening(Messenger):
+    """Hands a model its energy-based sites in a type in which it can do arithmetic."""
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and unwrap(msg["fn"]) is not None:
+            msg["value"] = widen(jnp.asarray(msg["value"]))
+
+
+class WideModel:
+    """A model that can be run on collected samples, though these have 8 bits.
+
+    ArviZ, for one, runs the model on the samples for the log likelihood. Equal to the model
+    itself, so that a kernel which reports this one can share ``Gibbs`` with one that does not.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, model)
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        with _Widening():
+            return self.model(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return self.model == (other.model if isinstance(other, WideModel) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.model)
 
 
 class EnergyKernelState(NamedTuple):
@@ -61,7 +95,7 @@ class EnergyKernelState(NamedTuple):
         return tuple.__getitem__(self, item)
 
 
-def energy_sites(model_trace: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+def energy_sites(model_trace: OrderedDict[str, dict[str, Any]]) -> tuple[str, ...]:
     """Select the latent energy-based sites of a model, as a block of ``numpyro.infer.Gibbs``.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -190,34 +190,18 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         mutable: dict[str, Any],
     ) -> Callable[[Num[Array, "*shape"]], Float[Array, "*batch"]]:
         """Each observation against the persistent chains."""
-        state = _chains_of(name, distribution, mutable)
+        state = mutable.get(distribution.chain_site)
+        if state is None:
+            raise ValueError(
+                f"PersistentContrastiveDivergence: expected chains for site '{name}', declared "
+                'before it in the model by ebm.persistent_chains("chains", num_chains, rbm) with '
+                f"the same distribution object that is observed; got none for it among the mutable "
+                f"sites {sorted(mutable)}."
+            )
         chain = _advance(rng_key, state["chain"], distribution, self.num_steps, self.kernel)
         state["chain"] = chain
         negative = distribution.chain_energy(chain).mean(0)
         return lambda value: negative - distribution.energy(value)
-
-
-def _chains_of(
-    name: str, distribution: EnergyDistribution, mutable: dict[str, Any]
-) -> dict[str, Any]:
-    """State of the chains declared for a distribution, or the only chains there are."""
-    declared = {k: v for k, v in mutable.items() if isinstance(v, dict) and set(v) == {"chain"}}
-    if distribution.chain_site in declared:
-        return declared[distribution.chain_site]
-    fitting = {
-        key: state
-        for key, state in declared.items()
-        if distribution.visible(state["chain"]).shape[1:]
-        == distribution.batch_shape + distribution.event_shape
-    }
-    if len(fitting) != 1:
-        raise ValueError(
-            f"PersistentContrastiveDivergence: expected chains for site '{name}', declared before "
-            'it in the model by ebm.persistent_chains("chains", num_chains, rbm) with the same '
-            f"distribution object that is observed; got {len(fitting)} that fit, among the "
-            f"mutable sites {sorted(mutable)}."
-        )
-    return next(iter(fitting.values()))
 
 
 def persistent_chains(
@@ -254,7 +238,8 @@ def persistent_chains(
     rng_key = numpyro.prng_key()
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     start = jax.lax.stop_gradient(model).init_chain(rng_key, (num_chains,))
-    chain = mutable_site(name, {"chain": start})["chain"]
+    state: Any = mutable_site(name, cast(Any, {"chain": start}))
+    chain = state["chain"]
     expected, got = jax.tree.map(jnp.shape, start), jax.tree.map(jnp.shape, chain)
     if expected != got:
         raise ValueError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, ArrayLike, Float, Key, Num
 from numpyro.distributions import (
     Distribution,
     ExpandedDistribution,
@@ -16,8 +17,10 @@ from numpyro.distributions import (
 )
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import Messenger
+from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.base import EnergyDistribution
+from numpyro_ebm.random_key import require_key
 
 
 class Surrogate(Distribution):
@@ -41,28 +44,34 @@ class Surrogate(Distribution):
         return self._distribution.sample(key, sample_shape)
 
     def log_prob(
-        self, value: Num[Array, "*shape"], intermediates: Any = None
+        self, value: Num[ArrayLike, "*shape"], intermediates: Any = None
     ) -> Float[Array, "*batch"]:
         """Minus the loss of each observation."""
-        return self._log_prob_fn(value)
+        return self._log_prob_fn(jnp.asarray(value))
 
 
 def _replace(
-    fn: Distribution, make: Callable[[EnergyDistribution], Distribution]
+    fn: Distribution, make: Callable[[EnergyDistribution, bool], Distribution], masked: bool = False
 ) -> Distribution | None:
-    """Replace the energy-based model under ``expand``, ``to_event`` and ``mask``."""
+    """Replace the energy-based model under ``expand``, ``to_event`` and ``mask``.
+
+    Args:
+        fn: The distribution at a site.
+        make: Returns the replacement of a model, told whether there is a mask around it.
+        masked: Whether there is one around ``fn``.
+    """
     if isinstance(fn, EnergyDistribution):
-        return make(fn)
+        return make(fn, masked)
     if not isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         return None
-    inner = _replace(fn.base_dist, make)
+    inner = _replace(fn.base_dist, make, masked or isinstance(fn, MaskedDistribution))
     if inner is None:
         return None
     if isinstance(fn, ExpandedDistribution):
         return inner.expand(fn.batch_shape)
     if isinstance(fn, Independent):
         return inner.to_event(fn.reinterpreted_batch_ndims)
-    return inner.mask(fn._mask)
+    return inner.mask(jnp.asarray(fn._mask))
 
 
 class _Substitution(Messenger):
@@ -78,25 +87,38 @@ class _Substitution(Messenger):
         if msg["type"] != "sample" or not msg["is_observed"]:
             return
 
-        def make(distribution: EnergyDistribution) -> Surrogate:
+        def make(distribution: EnergyDistribution, masked: bool) -> Surrogate:
             self.sites.append(msg["name"])
-            self._check_data(msg["name"], distribution, msg["value"])
-            key = numpyro.prng_key()
+            self._check_size(msg["name"], msg["value"])
+            if not masked:  # masked rows may hold anything; the energy checks the others
+                self._check_value(msg["name"], distribution, msg["value"])
+            key = require_key(numpyro.prng_key())
             log_prob_fn = self.loss.surrogate(key, msg["name"], distribution, self.mutable)
             return Surrogate(distribution, log_prob_fn)
 
         msg["fn"] = _replace(msg["fn"], make) or msg["fn"]
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "mutable":
-            self.mutable[msg["name"]] = msg["value"]
+        if msg["type"] != "mutable":
+            return
+        if self.loss.num_particles > 1:
+            raise ValueError(
+                f"{type(self.loss).__name__}: expected `num_particles=1` for a model with mutable "
+                f"sites such as '{msg['name']}', whose state cannot follow "
+                f"{self.loss.num_particles} particles."
+            )
+        self.mutable[msg["name"]] = msg["value"]
 
-    def _check_data(self, name: str, distribution: EnergyDistribution, value: Any) -> None:
+    def _check_value(self, name: str, distribution: EnergyDistribution, value: Any) -> None:
+        if not_jax_tracer(value):
+            value = np.asarray(value)  # under jit, JAX would trace what it makes of known data
         distribution.check_value(value, f"obs of site '{name}'")
-        if jax.numpy.size(value) == 0:
+
+    def _check_size(self, name: str, value: Any) -> None:
+        if jnp.size(value) == 0:
             raise ValueError(
                 f"{type(self.loss).__name__}: expected at least one observation at site "
-                f"'{name}'; got an array of shape {jax.numpy.shape(value)}."
+                f"'{name}'; got an array of shape {jnp.shape(value)}."
             )
 
 
@@ -162,11 +184,5 @@ class EnergyLoss(Trace_ELBO):
             raise ValueError(
                 f"{type(self).__name__}: expected a model with an observed energy-based site, "
                 'numpyro.sample("v", ebm.RBM(...), obs=data); this model has none.'
-            )
-        if substitution.mutable and self.num_particles > 1:
-            raise ValueError(
-                f"{type(self).__name__}: expected `num_particles=1` for a model with mutable sites "
-                f"({', '.join(substitution.mutable)}); their state cannot follow "
-                f"{self.num_particles} particles."
             )
         return result
