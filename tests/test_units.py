@@ -1,0 +1,279 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from helpers import arrays, assert_close, assert_moments, energy, features, layer
+from numpyro.distributions import constraints
+from registry import CONTINUOUS, KINDS, UNITS, event_dim, member_of_unit
+from scipy import stats
+from scipy.special import log_ndtr, logsumexp
+
+from numpyro_ebm import units
+from numpyro_ebm.units.rectified import RectifiedNormal
+
+NUM_DRAWS = 40_000
+all_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(kind, dtype="float32", n=2, seed=0, batch=()):
+    return KINDS[kind].make(np.random.default_rng(seed), n, dtype, batch)
+
+
+def fields(unit, dtype, *batch, seed=1):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(np.round(rng.normal(size=(*batch, unit.num_features)), 1), dtype)
+
+
+def log_terms(unit, field):
+    """Log of every term of the partition function, shape ``batch + (states,)``."""
+    states = layer(unit)
+    own = states.log_weight - states.energy
+    return states, own + np.asarray(field, np.float64) @ states.features.T
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+# ----- the family --------------------------------------------------------------------------
+
+
+@all_kinds
+def test_energy_and_features(kind, dtype):
+    unit = make(kind, dtype)
+    values = layer(unit).values[::7]
+    assert unit.shape == values.shape[1:]
+    assert_close(unit.energy(values), energy(unit, values), dtype)
+    assert_close(unit.features(values), features(unit, values), dtype)
+
+
+@all_kinds
+def test_cumulant_function_and_its_gradient(kind, dtype):
+    unit = make(kind, dtype)
+    field = fields(unit, dtype, 4)
+    states, terms = log_terms(unit, field)
+    log_total = logsumexp(terms, axis=-1)
+    mean = np.exp(terms - log_total[:, None]) @ states.features
+    assert_close(unit.log_partition(field), log_total, dtype)
+    assert_close(unit.unit_log_partition(field).sum(-1), log_total, dtype)
+    assert_close(unit.mean(field), mean, dtype)
+    assert_close(jax.grad(lambda f: unit.log_partition(f).sum())(field), mean, dtype)
+
+
+@all_kinds
+def test_conditional(kind, dtype):
+    unit = make(kind, dtype)
+    field = fields(unit, dtype, 4)
+    states, terms = log_terms(unit, field)
+    pick = np.arange(4) * (len(states.values) // 4)
+    expected = (terms - states.log_weight)[np.arange(4), pick] - logsumexp(terms, axis=-1)
+    conditional = unit.conditional(field)
+    assert conditional.batch_shape == (4,)
+    assert_close(conditional.log_prob(states.values[pick]), expected, dtype)
+    if kind != "Categorical" and "Categorical" not in kind:
+        probs = np.exp(terms - logsumexp(terms, axis=-1)[:, None])
+        mean = probs @ states.values
+        assert_close(conditional.mean, mean, dtype)
+        assert_close(conditional.variance, probs @ states.values**2 - mean**2, dtype)
+
+
+@all_kinds
+def test_draws(kind):
+    unit = make(kind)
+    field = fields(unit, "float32", 1)
+    states, terms = log_terms(unit, field[0])
+    mean = np.exp(terms - logsumexp(terms)) @ np.column_stack([states.features, states.values**2])
+    repeated = jnp.broadcast_to(field, (NUM_DRAWS, unit.num_features))
+    compact = unit.sample(jax.random.key(0), repeated)
+    assert compact.dtype == unit.dtype
+    drawn = unit.conditional(field[0]).sample(jax.random.key(1), (NUM_DRAWS,))
+    for values in (compact, drawn):
+        squares = np.asarray(values, np.float64) ** 2
+        assert np.all(unit.support(values))
+        assert_moments(np.column_stack([unit.features(values), squares]), mean)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if not any(c in k for c in CONTINUOUS)])
+def test_states_are_all_states(kind):
+    unit = make(kind)
+    values, log_weight = unit.states(jnp.arange(unit.num_states))
+    expected = layer(unit).values
+    assert len(expected) == unit.num_states
+    assert not np.any(log_weight)
+    np.testing.assert_array_equal(np.unique(values, axis=0), np.unique(expected, axis=0))
+
+
+@all_kinds
+def test_batched_units_are_their_members(kind):
+    unit = make(kind, batch=(3,))
+    assert unit.batch_shape == (3,)
+    values = layer(member_of_unit(unit, (0,))).values[:3]
+    for field in (fields(unit, "float32"), fields(unit, "float32", 2, 1)):
+        many = [unit.log_partition(field), unit.mean(field), unit.conditional(field).log_prob(values)]
+        for i in range(3):
+            one = member_of_unit(unit, (i,))
+            own = field[..., 0, :] if field.ndim > 1 else field
+            parts = [one.log_partition(own), one.mean(own), one.conditional(own).log_prob(values[i])]
+            for got, expected in zip([many[0][..., i], many[1][..., i, :], many[2][..., i]], parts, strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", [-80.0, 80.0])
+@pytest.mark.parametrize("kind", UNITS)
+def test_strong_fields(kind, field, dtype):
+    unit = make(kind, dtype)
+    many = jnp.full((unit.num_features,), field, dtype)
+    if kind in CONTINUOUS:
+        loc, scale = arrays(unit)
+        expected = field * loc + (scale * field) ** 2 / 2 + np.log(scale * np.sqrt(2 * np.pi))
+        if kind == "ReLU":
+            expected += log_ndtr(loc / scale + scale * field)
+        expected = expected.sum()
+    else:
+        expected = logsumexp(log_terms(unit, many)[1])
+    assert_close(unit.log_partition(many), expected, dtype)
+    assert np.all(np.isfinite(unit.mean(many)))
+
+
+# ----- relatives ---------------------------------------------------------------------------
+
+
+@all_kinds
+def test_interpolation_mixes_energies(kind):
+    base, unit = make(kind, seed=1), make(kind, seed=2)
+    values = layer(unit).values[:: max(1, len(layer(unit).values) // 9)]
+    for beta in (0.0, 0.25, 1.0):
+        mixed = (1 - beta) * energy(base, values) + beta * energy(unit, values)
+        own = np.asarray(unit.interpolate(base, beta).energy(values))
+        np.testing.assert_allclose(own - own[0], mixed - mixed[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Bernoulli", "Spin", "Categorical", "Gaussian"])
+def test_base_rate_has_the_moments(kind):
+    unit = make(kind)
+    mean = unit.mean(fields(unit, "float32"))
+    second = mean**2 + 4.0
+    rate = unit.base_rate(mean, second)
+    np.testing.assert_allclose(rate.mean(jnp.zeros(unit.num_features)), mean, rtol=1e-4, atol=1e-6)
+    if kind == "Gaussian":
+        np.testing.assert_allclose(rate.scale, 2.0, rtol=1e-5)
+
+
+@all_kinds
+def test_tilt_multiplies_by_the_factor(kind):
+    unit = make(kind)
+    values = layer(unit).values[:: max(1, len(layer(unit).values) // 9)]
+
+    def log_factor(x):
+        return -0.25 * (x - jnp.arange(1.0, 1.0 + x.shape[-1])) ** 2 + 0.5 * x
+
+    tilted = np.asarray(unit.tilt(log_factor, unit.shape).energy(values))
+    expected = energy(unit, values) - np.asarray(log_factor(values)).sum(-1)
+    np.testing.assert_allclose(tilted - tilted[0], expected - expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
+@pytest.mark.parametrize(
+    ("log_factor", "message"),
+    [(lambda x: -jnp.cosh(x), "not Gaussian"), (lambda x: 2 * x**2, "precision")],
+)
+def test_tilt_of_continuous_units_by_another_factor(kind, log_factor, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind).tilt(log_factor, (2,))
+
+
+# ----- support and bad input ---------------------------------------------------------------
+
+SUPPORTS = {
+    "Bernoulli": ([[0, 1], [True, False], [0.0, 1.0]], [[0, 7], [0, -1], [0.5, 0], [np.nan, 0]]),
+    "Spin": ([[-1, 1], [1.0, -1.0]], [[0, 1], [1, 2], [np.nan, 1]]),
+    "Categorical": ([[0, 2], [1.0, 0.0]], [[0, 3], [-1, 0], [0.5, 1], [np.nan, 1]]),
+    "Gaussian": ([[-3.5, 2]], [[np.nan, 0], [np.inf, 0]]),
+    "ReLU": ([[0.0, 2.5]], [[-0.1, 1], [np.nan, 0]]),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_support(kind):
+    support = make(kind).support
+    inside, outside = SUPPORTS[kind]
+    assert all(bool(support(jnp.asarray(value))) for value in inside)
+    assert not any(bool(support(jnp.asarray(value))) for value in outside)
+
+
+def test_spins_of_unsigned_type_do_not_wrap():
+    support = make("Spin").support
+    assert not support(np.array([255, 1], np.uint8))
+    assert support(np.array([1, 1], np.uint8))
+
+
+@pytest.mark.parametrize("kind", CONCATENATED := [k for k in KINDS if "+" in k])
+def test_support_of_concatenated_units(kind):
+    unit = make(kind)
+    values = layer(unit).values[:1]
+    assert unit.support(values) == unit.support(jnp.asarray(values))
+    assert not unit.support(np.where(np.arange(values.size) == values.size - 1, 9, values))
+    assert unit.support.feasible_like(jnp.asarray(values)).shape == values.shape
+    assert hash(unit.support) == hash(make(kind).support)
+    assert unit.support == make(kind).support
+
+
+BAD = [
+    (lambda: units.Bernoulli(jnp.array([0.0, jnp.nan])), ValueError, "finite `logits`; got 1 NaN"),
+    (lambda: units.Bernoulli(0.0), ValueError, r"`logits` of shape \(..., n\)"),
+    (lambda: units.Bernoulli(jnp.zeros(0)), ValueError, "at least one unit"),
+    (lambda: units.Bernoulli("logits"), TypeError, "expected an array for `logits`; got str"),
+    (lambda: units.Spin(jnp.array([jnp.inf])), ValueError, "finite `field`"),
+    (lambda: units.Categorical(jnp.zeros(3)), ValueError, r"\(..., n, q\)"),
+    (lambda: units.Categorical(jnp.zeros((3, 1))), ValueError, "q >= 2"),
+    (lambda: units.Gaussian(jnp.zeros(2), 0.0), ValueError, "positive `scale`; got .* 0.0"),
+    (lambda: units.Gaussian(jnp.zeros(2), -1.0), ValueError, "positive `scale`"),
+    (lambda: units.Gaussian(jnp.zeros(2), jnp.ones(3)), ValueError, "broadcast together"),
+    (lambda: units.ReLU(jnp.zeros(2), jnp.array([1.0, jnp.nan])), ValueError, "finite `scale`"),
+    (lambda: units.Concatenate([]), ValueError, "at least one unit"),
+    (lambda: units.Concatenate([jnp.zeros(2)]), TypeError, "to hold units"),
+]
+
+
+@pytest.mark.parametrize(("build", "error", "message"), BAD)
+def test_bad_parameters(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+# ----- the rectified normal ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loc", [-50.0, -8.0, -4.9, -1.0, 0.0, 3.0])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_rectified_normal_log_prob(loc, scale, dtype):
+    values = np.linspace(0, 2, 9) * scale / (1 + max(0, -loc / scale))
+    exact = stats.truncnorm(-loc / scale, np.inf, loc, scale)
+    own = RectifiedNormal(jnp.asarray(loc, dtype), jnp.asarray(scale, dtype))
+    # In single precision the two squares that cancel are as large as (loc / scale)^2 / 2.
+    slack = (loc / scale) ** 2 * np.finfo(dtype).eps
+    actual = own.log_prob(jnp.asarray(values, dtype))
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, exact.logpdf(values), rtol=1e-4 if dtype == "float32" else 1e-9, atol=slack)
+
+
+@pytest.mark.parametrize("ratio", [-300.0, -50.0, -8.0, -5.1, -4.9, -1.0, 0.0, 3.0])
+def test_rectified_normal_draws(ratio):
+    scale = 2.0
+    exact = stats.truncnorm(-ratio, np.inf, ratio * scale, scale)
+    draws = RectifiedNormal(ratio * scale, scale).sample(jax.random.key(0), (NUM_DRAWS,))
+    assert draws.dtype == jnp.float32
+    uniform = np.asarray(exact.sf(np.asarray(draws, np.float64)))
+    assert_moments(np.column_stack([uniform, uniform**2, uniform**3]), [1 / 2, 1 / 3, 1 / 4])
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-4
+
+
+def test_rectified_normal_as_a_numpyro_distribution():
+    normal = RectifiedNormal(jnp.array([-1.0, 2.0]), 1.0).to_event(1)
+    assert normal.support.base_constraint is constraints.nonnegative
+    assert isinstance(normal, dist.Independent)
+    moved = jax.tree.map(lambda x: x, normal)
+    np.testing.assert_array_equal(moved.log_prob(jnp.ones(2)), normal.log_prob(jnp.ones(2)))
