@@ -106,9 +106,7 @@ class BruteForce:
         field = features(self.rbm.visible_units, value) @ self.weights
         own = self.hidden.log_weight - self.hidden.energy
         return (
-            own
-            + field @ self.hidden.features.T
-            - energy(self.rbm.visible_units, value)[..., None]
+            own + field @ self.hidden.features.T - energy(self.rbm.visible_units, value)[..., None]
         )
 
     def log_visible(self, hidden):
@@ -168,6 +166,4 @@ def assert_close(actual, expected, dtype, name=""):
     """Agreement to what is asked of each precision, and that it really is this precision."""
     assert actual.dtype == dtype
     tolerance = TOLERANCE[str(np.dtype(dtype))]
-    np.testing.assert_allclose(
-        actual, expected, rtol=tolerance, atol=tolerance / 10, err_msg=name
-    )
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance / 10, err_msg=name)

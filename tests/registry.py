@@ -4,7 +4,7 @@ Parameters are multiples of 1/64, so that they are the same numbers in every pre
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -53,7 +53,9 @@ def _concatenate(*names):
     def make(rng, n, dtype, batch=()):
         batches = [batch] + [()] * (len(names) - 1)  # batch dimensions in the first part only
         parts = zip(names, batches, strict=True)
-        return units.Concatenate([UNITS[k].make(rng, 1 + (k == "Spin"), dtype, b) for k, b in parts])
+        return units.Concatenate(
+            [UNITS[k].make(rng, 1 + (k == "Spin"), dtype, b) for k, b in parts]
+        )
 
     return make
 
@@ -96,7 +98,9 @@ class Case(NamedTuple):
         """Return the RBM; keyword arguments go to its constructor."""
         rng = np.random.default_rng(self.seed)
         weights_batch, visible_batch, hidden_batch = self.batches
-        visible = KINDS[self.visible].make(rng, KINDS[self.visible].num_visible, dtype, visible_batch)
+        visible = KINDS[self.visible].make(
+            rng, KINDS[self.visible].num_visible, dtype, visible_batch
+        )
         hidden = KINDS[self.hidden].make(rng, 2, dtype, hidden_batch)
         event = visible.feature_shape + hidden.feature_shape
         weights = rng.normal(0, 0.5, (*weights_batch, *event))
@@ -135,7 +139,7 @@ def parametrize(cases):
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
 
 
-@lru_cache(maxsize=None)
+@cache
 def brute_force(case):
     """Return the answers for a case without batch dimensions."""
     return BruteForce(case.build())
@@ -156,7 +160,9 @@ def member_of_unit(unit, index):
 def _pick(array, num_event, index):
     batch = array.shape[: array.ndim - num_event]
     own = index[len(index) - len(batch) :]
-    return np.asarray(array)[tuple(0 if size == 1 else i for size, i in zip(batch, own, strict=True))]
+    return np.asarray(array)[
+        tuple(0 if size == 1 else i for size, i in zip(batch, own, strict=True))
+    ]
 
 
 def member(rbm, index):
@@ -167,7 +173,7 @@ def member(rbm, index):
     return RBM(weights, visible, hidden)
 
 
-@lru_cache(maxsize=None)
+@cache
 def brute_force_of_members(case):
     """Return the answers for every member of a batch."""
     rbm = case.build()

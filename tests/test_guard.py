@@ -133,7 +133,9 @@ def test_gradient_with_respect_to_the_value_is_that_of_the_energy(case):
 
 # ----- inside the inference of the host ------------------------------------------------------
 
-DATA = np.array([[1, 0, 1], [1, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]])
+DATA = np.array(
+    [[1, 0, 1], [1, 1, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]]
+)
 
 
 def latent_parameters(data, normalizer="guard"):
@@ -175,7 +177,9 @@ def gibbs(model):
 
 RUNS = {
     "NUTS": lambda: run_nuts(NUTS(latent_parameters)),
-    "NUTS, forward mode": lambda: run_nuts(NUTS(latent_parameters, forward_mode_differentiation=True)),
+    "NUTS, forward mode": lambda: run_nuts(
+        NUTS(latent_parameters, forward_mode_differentiation=True)
+    ),
     "NUTS, vectorized": lambda: run_nuts(NUTS(latent_parameters), num_chains=2),
     "NUTS, jit_model_args": lambda: run_nuts(NUTS(latent_parameters), jit_model_args=True),
     "SVI, AutoNormal": lambda: run_svi(AutoNormal),
@@ -189,7 +193,12 @@ def test_inference_of_parameters_raises(run):
     with pytest.raises(NormalizerError) as raised:
         run()
     message = str(raised.value)
-    ways_out = ("ContrastiveDivergence", 'normalizer="exact"', 'normalizer="ignore"', "hold the par")
+    ways_out = (
+        "ContrastiveDivergence",
+        'normalizer="exact"',
+        'normalizer="ignore"',
+        "hold the par",
+    )
     assert all(part in message for part in ("RBM: ", "visible_units.logits", "weights", *ways_out))
 
 
@@ -203,7 +212,9 @@ def log_posterior(strength, bias):
     return np.log(terms[rows] / terms.sum()).sum() - (strength**2 + bias**2) / 2
 
 
-@pytest.mark.parametrize("kernel", [NUTS(latent_parameters), gibbs(with_a_switch)], ids=["NUTS", "Gibbs"])
+@pytest.mark.parametrize(
+    "kernel", [NUTS(latent_parameters), gibbs(with_a_switch)], ids=["NUTS", "Gibbs"]
+)
 def test_exact_normalizer_gives_the_right_posterior(kernel):
     grid = np.linspace(-5, 5, 81)
     log_probs = np.array([[log_posterior(s, b) for b in grid] for s in grid])

@@ -10,13 +10,19 @@ NORMAL, RECTIFIED = units.Gaussian(jnp.zeros(2)), units.ReLU(jnp.zeros(2))
 STRONG = jnp.array([[2.0, 0.5], [0.5, 2.0]])
 
 BAD_MODELS = [
-    (lambda: RBM(jnp.zeros((2, 3)), jnp.zeros(3), jnp.zeros(2)), r"`weights` of shape \(..., 3, 2\)"),
+    (
+        lambda: RBM(jnp.zeros((2, 3)), jnp.zeros(3), jnp.zeros(2)),
+        r"`weights` of shape \(..., 3, 2\)",
+    ),
     (lambda: RBM(jnp.zeros(3), jnp.zeros(3), jnp.zeros(2)), r"got `weights` \(3,\)"),
     (lambda: RBM(W, jnp.zeros(4), jnp.zeros(2)), r"`weights` \(3, 2\) \(mismatch with `visible`\)"),
     (lambda: RBM(W, jnp.zeros(3), jnp.zeros(3)), "mismatch with `hidden`"),
     (lambda: RBM(W, units.Categorical(jnp.zeros((3, 4))), jnp.zeros(2)), r"\(..., 3, 4, 2\)"),
     (lambda: RBM(jnp.zeros((4, 3, 2)), jnp.zeros((5, 3)), jnp.zeros(2)), "broadcast together"),
-    (lambda: RBM(W.at[0, 0].set(jnp.nan), jnp.zeros(3), jnp.zeros(2)), "finite `weights`; got 1 NaN"),
+    (
+        lambda: RBM(W.at[0, 0].set(jnp.nan), jnp.zeros(3), jnp.zeros(2)),
+        "finite `weights`; got 1 NaN",
+    ),
     (lambda: RBM(W, jnp.full(3, jnp.inf), jnp.zeros(2)), "finite `logits`; got 3"),
     (lambda: RBM(W, jnp.zeros(3), jnp.full(2, jnp.nan)), "RBM: expected `hidden`.*finite"),
     (lambda: RBM(W, jnp.zeros(3), jnp.zeros(2), normalizer="exat"), "one of .*'exact'.*got 'exat'"),

@@ -5,7 +5,7 @@ import numpyro.distributions as dist
 import pytest
 from helpers import arrays, assert_close, assert_moments, energy, features, layer
 from numpyro.distributions import constraints
-from registry import CONTINUOUS, KINDS, UNITS, event_dim, member_of_unit
+from registry import CONTINUOUS, KINDS, UNITS, member_of_unit
 from scipy import stats
 from scipy.special import log_ndtr, logsumexp
 
@@ -112,12 +112,22 @@ def test_batched_units_are_their_members(kind):
     assert unit.batch_shape == (3,)
     values = layer(member_of_unit(unit, (0,))).values[:3]
     for field in (fields(unit, "float32"), fields(unit, "float32", 2, 1)):
-        many = [unit.log_partition(field), unit.mean(field), unit.conditional(field).log_prob(values)]
+        many = [
+            unit.log_partition(field),
+            unit.mean(field),
+            unit.conditional(field).log_prob(values),
+        ]
         for i in range(3):
             one = member_of_unit(unit, (i,))
             own = field[..., 0, :] if field.ndim > 1 else field
-            parts = [one.log_partition(own), one.mean(own), one.conditional(own).log_prob(values[i])]
-            for got, expected in zip([many[0][..., i], many[1][..., i, :], many[2][..., i]], parts, strict=True):
+            parts = [
+                one.log_partition(own),
+                one.mean(own),
+                one.conditional(own).log_prob(values[i]),
+            ]
+            for got, expected in zip(
+                [many[0][..., i], many[1][..., i, :], many[2][..., i]], parts, strict=True
+            ):
                 np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -257,7 +267,9 @@ def test_rectified_normal_log_prob(loc, scale, dtype):
     slack = (loc / scale) ** 2 * np.finfo(dtype).eps
     actual = own.log_prob(jnp.asarray(values, dtype))
     assert actual.dtype == dtype
-    np.testing.assert_allclose(actual, exact.logpdf(values), rtol=1e-4 if dtype == "float32" else 1e-9, atol=slack)
+    np.testing.assert_allclose(
+        actual, exact.logpdf(values), rtol=1e-4 if dtype == "float32" else 1e-9, atol=slack
+    )
 
 
 @pytest.mark.parametrize("ratio", [-300.0, -50.0, -8.0, -5.1, -4.9, -1.0, 0.0, 3.0])
