@@ -9,13 +9,13 @@ kernel; that time is in "MCMC, with NumPyro's compilation" and out of "MCMC(Bloc
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -163,15 +163,22 @@ def peer(name, arguments, num_chains, num_sweeps):
         return None
 
 
+def peak_memory():
+    """Largest resident size of this process in bytes (Linux; not inherited from its parent)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def measure_memory(chain_method, num_chains, num_sweeps, sizes):
     """Peak and kept memory of one run, over the size of the samples; run in its own process."""
     arguments = parameters(*sizes)
     mcmc_of(num_chains, 2, chain_method).run(jax.random.key(0), *arguments)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     mcmc = mcmc_of(num_chains, num_sweeps, chain_method)
     mcmc.run(jax.random.key(0), *arguments)
     samples = jax.block_until_ready(mcmc.get_samples(group_by_chain=True)["v"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_memory() - before
     kept = sum(x.nbytes for x in jax.live_arrays()) - sum(x.nbytes for x in arguments)
     print(f"{samples.nbytes / 1e6:.0f} {kept / samples.nbytes:.2f} {peak / samples.nbytes:.2f}")
 
