@@ -220,7 +220,7 @@ def test_exact_normalizer_gives_the_right_posterior(kernel):
     log_probs = np.array([[log_posterior(s, b) for b in grid] for s in grid])
     probs = np.exp(log_probs - log_probs.max())
     probs /= probs.sum()
-    mcmc = run_nuts(kernel, {"normalizer": "exact"}, num_chains=4, num_samples=1000)
+    mcmc = run_nuts(kernel, {"normalizer": "exact"}, num_chains=4, num_samples=500)
     draws = mcmc.get_samples(group_by_chain=True)
     for name, marginal in (("strength", probs.sum(1)), ("bias", probs.sum(0))):
         mean = marginal @ grid
@@ -238,7 +238,7 @@ def test_nuts_over_the_value():
     def model(data):
         numpyro.sample("v", rbm)
 
-    draws = run_nuts(NUTS(model), num_chains=4, num_samples=1000).get_samples(True)["v"]
+    draws = run_nuts(NUTS(model), num_chains=4, num_samples=500).get_samples(True)["v"]
     hidden = np.array(list(product([0, 1], repeat=2)))
     mean_given_hidden = hidden @ np.asarray(WEIGHTS, np.float64).T
     probs = np.exp((mean_given_hidden**2).sum(1) / 2)

@@ -1,16 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 from helpers import arrays, assert_close, assert_moments, energy, features, layer
-from numpyro.distributions import constraints
-from registry import CONTINUOUS, KINDS, UNITS, member_of_unit
-from scipy import stats
+from registry import CONCATENATED, CONTINUOUS, KINDS, UNITS, member_of_unit
 from scipy.special import log_ndtr, logsumexp
 
 from numpyro_ebm import units
-from numpyro_ebm.units.rectified import RectifiedNormal
 
 NUM_DRAWS = 40_000
 all_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +28,11 @@ def log_terms(unit, field):
     return states, own + np.asarray(field, np.float64) @ states.features.T
 
 
+def some_values(unit):
+    values = layer(unit).values
+    return values[:: max(1, len(values) // 9)]
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
@@ -41,59 +42,82 @@ def dtype(request):
 # ----- the family --------------------------------------------------------------------------
 
 
-@all_kinds
-def test_energy_and_features(kind, dtype):
-    unit = make(kind, dtype)
-    values = layer(unit).values[::7]
-    assert unit.shape == values.shape[1:]
-    assert_close(unit.energy(values), energy(unit, values), dtype)
-    assert_close(unit.features(values), features(unit, values), dtype)
+@jax.jit
+def family(unit, field, values):
+    conditional = unit.conditional(field)
+    return {
+        "energy": unit.energy(values),
+        "features": unit.features(values),
+        "cumulant function": unit.log_partition(field),
+        "its sum over units": unit.unit_log_partition(field).sum(-1),
+        "its gradient": jax.grad(lambda f: unit.log_partition(f).sum())(field),
+        "mean": unit.mean(field),
+        "conditional": conditional.log_prob(values),
+    }
 
 
-@all_kinds
-def test_cumulant_function_and_its_gradient(kind, dtype):
-    unit = make(kind, dtype)
-    field = fields(unit, dtype, 4)
+def expected_family(unit, field, values, own_terms):
     states, terms = log_terms(unit, field)
     log_total = logsumexp(terms, axis=-1)
-    mean = np.exp(terms - log_total[:, None]) @ states.features
-    assert_close(unit.log_partition(field), log_total, dtype)
-    assert_close(unit.unit_log_partition(field).sum(-1), log_total, dtype)
-    assert_close(unit.mean(field), mean, dtype)
-    assert_close(jax.grad(lambda f: unit.log_partition(f).sum())(field), mean, dtype)
+    mean = np.exp(terms - log_total[..., None]) @ states.features
+    return {
+        "energy": energy(unit, values),
+        "features": features(unit, values),
+        "cumulant function": log_total,
+        "its sum over units": log_total,
+        "its gradient": mean,
+        "mean": mean,
+        "conditional": own_terms - log_total,
+    }
 
 
 @all_kinds
-def test_conditional(kind, dtype):
+def test_family(kind, dtype):
     unit = make(kind, dtype)
     field = fields(unit, dtype, 4)
     states, terms = log_terms(unit, field)
     pick = np.arange(4) * (len(states.values) // 4)
-    expected = (terms - states.log_weight)[np.arange(4), pick] - logsumexp(terms, axis=-1)
-    conditional = unit.conditional(field)
+    values = states.values[pick]
+    own_terms = (terms - states.log_weight)[np.arange(4), pick]
+    actual = family(unit, field, values)
+    for name, expected in expected_family(unit, field, values, own_terms).items():
+        assert_close(actual[name], expected, dtype, name)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "Categorical" not in k])
+def test_conditional_mean_and_variance(kind, dtype):
+    unit = make(kind, dtype)
+    field = fields(unit, dtype, 4)
+    states, terms = log_terms(unit, field)
+    probs = np.exp(terms - logsumexp(terms, axis=-1)[:, None])
+    mean = probs @ states.values
+    conditional = jax.jit(unit.conditional)(field)
     assert conditional.batch_shape == (4,)
-    assert_close(conditional.log_prob(states.values[pick]), expected, dtype)
-    if kind != "Categorical" and "Categorical" not in kind:
-        probs = np.exp(terms - logsumexp(terms, axis=-1)[:, None])
-        mean = probs @ states.values
-        assert_close(conditional.mean, mean, dtype)
-        assert_close(conditional.variance, probs @ states.values**2 - mean**2, dtype)
+    assert_close(conditional.mean, mean, dtype)
+    assert_close(conditional.variance, probs @ states.values**2 - mean**2, dtype)
+
+
+@jax.jit
+def draw_twice(unit, field):
+    """Draws of the layer, and of its conditional as a NumPyro distribution."""
+    key = jax.random.key(0)
+    repeated = jnp.broadcast_to(field, (NUM_DRAWS, unit.num_features))
+    compact = unit.sample(jax.random.fold_in(key, 1), repeated)
+    return compact, unit.conditional(field).sample(key, (NUM_DRAWS,))
 
 
 @all_kinds
 def test_draws(kind):
     unit = make(kind)
-    field = fields(unit, "float32", 1)
-    states, terms = log_terms(unit, field[0])
+    field = fields(unit, "float32")
+    states, terms = log_terms(unit, field)
     mean = np.exp(terms - logsumexp(terms)) @ np.column_stack([states.features, states.values**2])
-    repeated = jnp.broadcast_to(field, (NUM_DRAWS, unit.num_features))
-    compact = unit.sample(jax.random.key(0), repeated)
-    assert compact.dtype == unit.dtype
-    drawn = unit.conditional(field[0]).sample(jax.random.key(1), (NUM_DRAWS,))
-    for values in (compact, drawn):
+    draws = draw_twice(unit, field)
+    assert draws[0].dtype == unit.dtype
+    for values in draws:
         squares = np.asarray(values, np.float64) ** 2
         assert np.all(unit.support(values))
-        assert_moments(np.column_stack([unit.features(values), squares]), mean)
+        assert_moments(np.column_stack([features(unit, values), squares]), mean)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if not any(c in k for c in CONTINUOUS)])
@@ -110,25 +134,20 @@ def test_states_are_all_states(kind):
 def test_batched_units_are_their_members(kind):
     unit = make(kind, batch=(3,))
     assert unit.batch_shape == (3,)
-    values = layer(member_of_unit(unit, (0,))).values[:3]
-    for field in (fields(unit, "float32"), fields(unit, "float32", 2, 1)):
-        many = [
-            unit.log_partition(field),
-            unit.mean(field),
-            unit.conditional(field).log_prob(values),
-        ]
-        for i in range(3):
-            one = member_of_unit(unit, (i,))
-            own = field[..., 0, :] if field.ndim > 1 else field
-            parts = [
-                one.log_partition(own),
-                one.mean(own),
-                one.conditional(own).log_prob(values[i]),
-            ]
-            for got, expected in zip(
-                [many[0][..., i], many[1][..., i, :], many[2][..., i]], parts, strict=True
-            ):
-                np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    singles = [member_of_unit(unit, (i,)) for i in range(3)]
+    states = layer(singles[0])
+    values, field = states.values[:3], fields(unit, "float32")
+    many = {name: np.asarray(value) for name, value in family(unit, field, values).items()}
+    for i, single in enumerate(singles):
+        own_terms = log_terms(single, field)[1][i] - states.log_weight[i]
+        for name, expected in expected_family(single, field, values[i], own_terms).items():
+            if name != "its gradient":
+                assert_close(many[name][i], expected, "float32", name)
+
+
+@jax.jit
+def log_partition_and_mean(unit, field):
+    return unit.log_partition(field), unit.mean(field)
 
 
 @pytest.mark.parametrize("field", [-80.0, 80.0])
@@ -144,8 +163,9 @@ def test_strong_fields(kind, field, dtype):
         expected = expected.sum()
     else:
         expected = logsumexp(log_terms(unit, many)[1])
-    assert_close(unit.log_partition(many), expected, dtype)
-    assert np.all(np.isfinite(unit.mean(many)))
+    log_partition, mean = log_partition_and_mean(unit, many)
+    assert_close(log_partition, expected, dtype)
+    assert np.all(np.isfinite(mean))
 
 
 # ----- relatives ---------------------------------------------------------------------------
@@ -154,10 +174,11 @@ def test_strong_fields(kind, field, dtype):
 @all_kinds
 def test_interpolation_mixes_energies(kind):
     base, unit = make(kind, seed=1), make(kind, seed=2)
-    values = layer(unit).values[:: max(1, len(layer(unit).values) // 9)]
+    values = some_values(unit)
+    interpolated = jax.jit(lambda beta: unit.interpolate(base, beta).energy(values))
     for beta in (0.0, 0.25, 1.0):
         mixed = (1 - beta) * energy(base, values) + beta * energy(unit, values)
-        own = np.asarray(unit.interpolate(base, beta).energy(values))
+        own = np.asarray(interpolated(beta))
         np.testing.assert_allclose(own - own[0], mixed - mixed[0], rtol=1e-4, atol=1e-4)
 
 
@@ -175,13 +196,13 @@ def test_base_rate_has_the_moments(kind):
 @all_kinds
 def test_tilt_multiplies_by_the_factor(kind):
     unit = make(kind)
-    values = layer(unit).values[:: max(1, len(layer(unit).values) // 9)]
+    values = some_values(unit)
 
     def log_factor(x):
-        return -0.25 * (x - jnp.arange(1.0, 1.0 + x.shape[-1])) ** 2 + 0.5 * x
+        return -0.25 * (x - np.arange(1.0, 1.0 + x.shape[-1])) ** 2 + 0.5 * x
 
-    tilted = np.asarray(unit.tilt(log_factor, unit.shape).energy(values))
-    expected = energy(unit, values) - np.asarray(log_factor(values)).sum(-1)
+    tilted = np.asarray(jax.jit(lambda v: unit.tilt(log_factor, unit.shape).energy(v))(values))
+    expected = energy(unit, values) - log_factor(values).sum(-1)
     np.testing.assert_allclose(tilted - tilted[0], expected - expected[0], rtol=1e-4, atol=1e-4)
 
 
@@ -220,7 +241,7 @@ def test_spins_of_unsigned_type_do_not_wrap():
     assert support(np.array([1, 1], np.uint8))
 
 
-@pytest.mark.parametrize("kind", CONCATENATED := [k for k in KINDS if "+" in k])
+@pytest.mark.parametrize("kind", CONCATENATED)
 def test_support_of_concatenated_units(kind):
     unit = make(kind)
     values = layer(unit).values[:1]
@@ -252,40 +273,3 @@ BAD = [
 def test_bad_parameters(build, error, message):
     with pytest.raises(error, match=message):
         build()
-
-
-# ----- the rectified normal ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loc", [-50.0, -8.0, -4.9, -1.0, 0.0, 3.0])
-@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
-def test_rectified_normal_log_prob(loc, scale, dtype):
-    values = np.linspace(0, 2, 9) * scale / (1 + max(0, -loc / scale))
-    exact = stats.truncnorm(-loc / scale, np.inf, loc, scale)
-    own = RectifiedNormal(jnp.asarray(loc, dtype), jnp.asarray(scale, dtype))
-    # In single precision the two squares that cancel are as large as (loc / scale)^2 / 2.
-    slack = (loc / scale) ** 2 * np.finfo(dtype).eps
-    actual = own.log_prob(jnp.asarray(values, dtype))
-    assert actual.dtype == dtype
-    np.testing.assert_allclose(
-        actual, exact.logpdf(values), rtol=1e-4 if dtype == "float32" else 1e-9, atol=slack
-    )
-
-
-@pytest.mark.parametrize("ratio", [-300.0, -50.0, -8.0, -5.1, -4.9, -1.0, 0.0, 3.0])
-def test_rectified_normal_draws(ratio):
-    scale = 2.0
-    exact = stats.truncnorm(-ratio, np.inf, ratio * scale, scale)
-    draws = RectifiedNormal(ratio * scale, scale).sample(jax.random.key(0), (NUM_DRAWS,))
-    assert draws.dtype == jnp.float32
-    uniform = np.asarray(exact.sf(np.asarray(draws, np.float64)))
-    assert_moments(np.column_stack([uniform, uniform**2, uniform**3]), [1 / 2, 1 / 3, 1 / 4])
-    assert stats.kstest(uniform, "uniform").pvalue > 1e-4
-
-
-def test_rectified_normal_as_a_numpyro_distribution():
-    normal = RectifiedNormal(jnp.array([-1.0, 2.0]), 1.0).to_event(1)
-    assert normal.support.base_constraint is constraints.nonnegative
-    assert isinstance(normal, dist.Independent)
-    moved = jax.tree.map(lambda x: x, normal)
-    np.testing.assert_array_equal(moved.log_prob(jnp.ones(2)), normal.log_prob(jnp.ones(2)))
