@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key, Num
 
+from numpyro_ebm.distributions.enumeration import draw_numbers, log_sum
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units.unit import digits
 
@@ -59,18 +59,7 @@ def exact_log_z(model: PairwiseModel) -> Float[Array, "*batch"]:
     width = model.couplings.num_units * max(1, math.prod(_batch(model)))
     width *= model._alphabet.num_states if model._alphabet.label_axis else 1
     chunk = max(1, min(total, _CHUNK_FLOATS // width))
-    num_chunks = -(-total // chunk)
-
-    @jax.checkpoint
-    def chunk_sum(start):
-        index = start + jnp.arange(chunk)
-        terms = _log_weights(model, jnp.minimum(index, total - 1))
-        real = (index < total).reshape(-1, *[1] * (terms.ndim - 1))
-        return logsumexp(jnp.where(real, terms, -jnp.inf), axis=0)
-
-    if num_chunks == 1:
-        return chunk_sum(jnp.asarray(0))
-    return logsumexp(jax.lax.map(chunk_sum, jnp.arange(num_chunks) * chunk), axis=0)
+    return log_sum(partial(_log_weights, model), total, chunk)
 
 
 def exact_sample(
@@ -79,12 +68,6 @@ def exact_sample(
     """Independent exact chains, of shape ``shape + batch_shape``."""
     batch, grid = _batch(model), model.couplings.shape
     log_weights = _log_weights(model, jnp.arange(model.num_joint_states))
-    probs = jax.nn.softmax(log_weights, axis=0).reshape(model.num_joint_states, -1)
-    keys = jax.random.split(rng_key, probs.shape[1])
-
-    def draw(key, probs):
-        return jax.random.choice(key, probs.size, shape, p=probs)
-
-    index = jax.vmap(draw, in_axes=(0, 1), out_axes=-1)(keys, probs)
+    index = draw_numbers(log_weights, rng_key, shape)
     states = joint_states(model, index.ravel()).astype(model._alphabet.dtype)
     return model.as_chain(states.reshape(*shape, *batch, *grid))

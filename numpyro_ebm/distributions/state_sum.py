@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key, Num
 
+from numpyro_ebm.distributions.enumeration import draw_numbers, log_sum
 from numpyro_ebm.normalizer import NormalizerError
 
 MAX_STATES = 2**20
@@ -59,18 +60,7 @@ def exact_log_z(model: Any) -> Float[Array, "*batch"]:
             "log Z with ebm.evidence.ais and pass the array, or keep the default guard."
         )
     chunk = max(1, min(total, _CHUNK_ROWS // max(1, math.prod(model.batch_shape))))
-    num_chunks = -(-total // chunk)
-
-    @jax.checkpoint
-    def chunk_sum(start):
-        index = start + jnp.arange(chunk)
-        terms = _log_weights(model, jnp.minimum(index, total - 1))
-        real = (index < total).reshape(-1, *[1] * (terms.ndim - 1))
-        return logsumexp(jnp.where(real, terms, -jnp.inf), axis=0)
-
-    if num_chunks == 1:
-        return chunk_sum(jnp.asarray(0))
-    return logsumexp(jax.lax.map(chunk_sum, jnp.arange(num_chunks) * chunk), axis=0)
+    return log_sum(partial(_log_weights, model), total, chunk)
 
 
 def exact_sample(
@@ -78,11 +68,5 @@ def exact_sample(
 ) -> Num[Array, "*shape"]:
     """Independent exact draws, of shape ``shape + batch_shape + event_shape``."""
     total, batch = num_joint_states(model), model.batch_shape
-    probs = jax.nn.softmax(_log_weights(model, jnp.arange(total)), axis=0).reshape(total, -1)
-    keys = jax.random.split(rng_key, probs.shape[1])
-
-    def draw(key, probs):
-        return jax.random.choice(key, total, shape, p=probs)
-
-    index = jax.vmap(draw, in_axes=(0, 1), out_axes=-1)(keys, probs)
+    index = draw_numbers(_log_weights(model, jnp.arange(total)), rng_key, shape)
     return joint_states(model, index.ravel()).reshape(*shape, *batch, *model.event_shape)

@@ -7,15 +7,16 @@ units in one of them).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key, Num
 from numpyro.util import not_jax_tracer
 
+from numpyro_ebm.distributions.enumeration import log_sum
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units import Gaussian, ReLU, Unit
 from numpyro_ebm.units.unit import digits
@@ -176,17 +177,7 @@ def _log_terms(layers: _Layers, index: Array) -> Float[Array, " terms"]:
 def _summed_log_z(rbm: RBM) -> Float[Array, ""]:
     layers, total = _orient(rbm), num_terms(rbm)
     chunk = max(1, min(total, _CHUNK_FLOATS // sum(layers.matrix.shape)))
-    num_chunks = -(-total // chunk)
-
-    @jax.checkpoint
-    def chunk_sum(start):
-        index = start + jnp.arange(chunk)
-        terms = _log_terms(layers, jnp.minimum(index, total - 1))
-        return logsumexp(jnp.where(index < total, terms, -jnp.inf))
-
-    if num_chunks == 1:
-        return chunk_sum(jnp.asarray(0))
-    return logsumexp(jax.lax.map(chunk_sum, jnp.arange(num_chunks) * chunk))
+    return log_sum(partial(_log_terms, layers), total, chunk)
 
 
 # ----- both layers Gaussian ----------------------------------------------------------------
