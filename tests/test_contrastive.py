@@ -237,7 +237,7 @@ def pcd_gradients(slow, num_updates, burn_in=60, num_chains=20):
             return chains, gradient / len(slow.rows)
 
         keys = jax.random.split(rng_key, burn_in + num_updates)
-        start = slow.rbm.init_chain(rng_key, (num_chains,))
+        start = slow.rbm.refresh(slow.rbm.init_chain(rng_key, (num_chains,)))
         return jax.lax.scan(update, start, keys)[1][burn_in:].mean(0)
 
     return replicated(run)

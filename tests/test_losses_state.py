@@ -58,7 +58,7 @@ def test_chains_are_compact_and_advance():
     for _ in range(3):
         seen.append(np.asarray(chains_in(state).visible))
         assert seen[-1].shape == (NUM_CHAINS, NUM_ROWS)
-        assert {leaf.dtype for leaf in jax.tree.leaves(chains_in(state))} == {np.dtype("uint8")}
+        assert {leaf.dtype for leaf in chains_in(state)[:2]} == {np.dtype("uint8")}
         state, _ = update(state, DATA)
     assert 0.1 < np.mean(seen[0] != seen[1]) < 0.9
     assert 0.1 < np.mean(seen[1] != seen[2]) < 0.9

@@ -86,6 +86,22 @@ def test_a_cached_field_changes_nothing(case):
         np.testing.assert_allclose(rbm.chain_energy(cached), rbm.energy(plain.visible), rtol=1e-5)
 
 
+@pytest.mark.parametrize("case", [PAIRINGS[0], PAIRINGS[13], MULTIMODAL[0]], ids=lambda c: c.name)
+def test_a_cached_field_has_the_derivatives_of_the_product(case):
+    rbm = case.build()
+    chain = rbm.init_chain(jax.random.key(0), (5,))
+    weights = jnp.arange(1.0, 6.0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(rbm, chain):
+        return weights @ rbm.chain_energy(chain)
+
+    plain, cached = gradient(rbm, chain), gradient(rbm, rbm.refresh(chain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), cached, plain)
+    assert np.abs(plain.weights).max() > 0.1
+
+
 def test_sample_by_gibbs_where_states_are_too_many(monkeypatch):
     case = Case("Bernoulli", "Spin", 300)
     monkeypatch.setattr("numpyro_ebm.distributions.rbm._EXACT_SAMPLE_TERMS", 0)

@@ -260,7 +260,7 @@ def test_restarting():
     estimate = tracker.estimate(fresh)
     assert abs(estimate.log_evidence - log_z_of_models()[-1]) < 4 * estimate.std_error
     off = state._replace(log_z=state.log_z + 10)
-    with pytest.warns(EvidenceWarning, match="log Z changed by -1"):
+    with pytest.warns(EvidenceWarning, match="log Z changed by -"):
         tracker.restart(jax.random.key(1), off)
 
 

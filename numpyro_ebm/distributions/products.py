@@ -26,6 +26,20 @@ def dot(x: Float[Array, "*b f"], matrix: Float[Array, "*c f g"]) -> Float[Array,
     return jnp.einsum("...f,...fg->...g", x, matrix, precision="highest")
 
 
+@jax.custom_jvp
+def known_dot(
+    x: Float[Array, "*b f"], matrix: Float[Array, "*c f g"], product: Float[Array, "*d g"]
+) -> Float[Array, "*d g"]:
+    """``dot(x, matrix)`` where the product is known already; its derivatives are the product's."""
+    return product
+
+
+@known_dot.defjvp
+def _known_dot_jvp(primals: Any, tangents: Any) -> Any:
+    (x, matrix, product), (x_dot, matrix_dot, _) = primals, tangents
+    return product, dot(x_dot, matrix) + dot(x, matrix_dot)
+
+
 def state_dot(
     unit: Unit, states: Num[Array, "*b n"], matrix: Float[Array, "*c f g"]
 ) -> Float[Array, "*d g"]:

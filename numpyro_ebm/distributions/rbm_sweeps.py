@@ -12,7 +12,7 @@ from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.distributions.centering import with_centered_gradient
 from numpyro_ebm.distributions.low_precision import low_precision_field, low_precision_step
 from numpyro_ebm.distributions.mean_field_updates import check_mean_field, expected_energy
-from numpyro_ebm.distributions.products import dot, state_dot
+from numpyro_ebm.distributions.products import dot, known_dot, state_dot
 from numpyro_ebm.units import Unit
 
 
@@ -151,7 +151,11 @@ class RBMSweeps(EnergyDistribution):
 
     def chain_energy(self, chain: RBMChain) -> Float[Array, "*batch"]:
         """Free energy of a chain's visible units in nats, from the cached field if there is one."""
-        field = self.input_to_hidden(chain.visible) if chain.field is None else chain.field
+        if chain.field is None:
+            field = self.input_to_hidden(chain.visible)
+        else:
+            features = self.visible_units.features(chain.visible)
+            field = known_dot(features, self.weight_matrix, chain.field)
         return self._energy_from(chain.visible, field)
 
     # ----- mean field and centering --------------------------------------------------------

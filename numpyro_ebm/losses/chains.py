@@ -80,6 +80,7 @@ def advance_persistent(
     frozen = jax.lax.stop_gradient(distribution)
     if "state" not in persistent:
         chain = advance(rng_key, persistent["chain"], frozen, num_steps, kernel)
+        chain = chain if kernel is None else frozen.refresh(chain)
     else:
         stateful = cast(Kernel, kernel)
         state = stateful.refresh(persistent["state"], frozen)
@@ -95,7 +96,8 @@ def negative_energy(
 ) -> Float[Array, "*batch"]:
     """Energy of negative samples in nats, with gradients in the parameters.
 
-    A kernel moves visible units only, so that the hidden units of its chains mean nothing.
+    What the chains have cached must be of these parameters, and its derivatives are counted. A
+    kernel moves visible units only, so that the hidden units of its chains mean nothing.
     """
     if kernel is None:
         return distribution.chain_energy(chain)
@@ -115,7 +117,9 @@ def persistent_chains(
     They are kept at a ``numpyro.primitives.mutable`` site, so ``SVIState.mutable_state`` holds
     them, and continuing ``svi.run(..., init_state=...)`` continues the chains. The site is a
     dictionary: ``"chain"`` holds the chains, ``"state"`` the whole state of ``kernel`` and
-    ``"fast_weights"`` the fast weights, where there are such.
+    ``"fast_weights"`` the fast weights, where there are such. Chains on an RBM keep the input to
+    their hidden units that an update has computed; the next update draws the hidden units from
+    it, which saves one product in six and, at fixed parameters, changes nothing.
 
     With ``kernel`` all of its state survives the updates: the replicas of parallel tempering, and
     the ladder and step sizes it has learnt. At each update the state is refreshed for the present
@@ -172,7 +176,7 @@ def persistent_chains(
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     frozen = jax.lax.stop_gradient(model)
     chain = frozen.init_chain(rng_key, (num_chains,))
-    start: dict[str, Any] = {"chain": chain}
+    start: dict[str, Any] = {"chain": frozen.refresh(chain)}
     if kernel is not None:
         start["state"] = kernel.init(frozen.visible(chain), frozen)
         start["chain"] = frozen.chain_at(kernel.value(start["state"], frozen))
@@ -182,6 +186,8 @@ def persistent_chains(
             for leaf_name, leaf in free_leaves(frozen).items()
         }
     state: Any = mutable_site(name, cast(Any, start))
+    if kernel is None and jax.tree.structure(state.get("chain")) == jax.tree.structure(chain):
+        state["chain"] = frozen.refresh(state["chain"])  # chains that have cached nothing
     _check_stored(name, num_chains, start, state)
     model.attached["chains"] = name
     model.attached["chain_kernel"] = kernel

@@ -107,6 +107,7 @@ class FastPersistentContrastiveDivergence(PersistentContrastiveDivergence):
         frozen = jax.lax.stop_gradient(distribution)
         displaced = plus_free(frozen, fast)
         chain = advance_persistent(rng_key, state, displaced, self.num_steps, kernel)
+        chain = frozen.refresh(chain)
 
         def log_prob(value: Num[Array, "*shape"]) -> Float[Array, "*batch"]:
             def contrast(change: Any) -> Float[Array, ""]:

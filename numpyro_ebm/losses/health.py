@@ -163,7 +163,7 @@ def _start(model: EnergyDistribution, chains: Any, kernel: Kernel | None) -> tup
             f"shape {shape} with the chains in front."
         )
     if kernel is None:
-        return chain, chain
+        return chain, model.refresh(chain)
     state = kernel.init(model.visible(chain), model) if "state" not in kept else kept["state"]
     return chain, kernel.refresh(state, model) if "state" in kept else state
 
