@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ _LARGEST = 20
 """Binary logarithm of the number of pairs of states that are enumerated."""
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
 class SigmoidBeliefNetwork:
     r"""Layers of binary units, each drawn given the one above it.
 
@@ -63,20 +66,29 @@ class SigmoidBeliefNetwork:
         Networks", Science 268, for the recognition network.
     """
 
-    def __init__(
-        self, num_visible: int, hidden_sizes: Sequence[int], *, init_scale: float = 0.1
-    ) -> None:
-        sizes = (num_visible, *hidden_sizes)
+    num_visible: int
+    hidden_sizes: Sequence[int]
+    init_scale: float = field(default=0.1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        sizes = (self.num_visible, *self.hidden_sizes)
         if len(sizes) < 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(
                 "SigmoidBeliefNetwork: expected positive integers `num_visible` and "
-                f"`hidden_sizes`, at least one layer; got {num_visible!r} and {hidden_sizes!r}."
+                f"`hidden_sizes`, at least one layer; got {self.num_visible!r} and "
+                f"{self.hidden_sizes!r}."
             )
-        if not init_scale >= 0:
+        if not self.init_scale >= 0:
             raise ValueError(
-                f"SigmoidBeliefNetwork: expected `init_scale` of at least 0; got {init_scale!r}."
+                "SigmoidBeliefNetwork: expected `init_scale` of at least 0; got "
+                f"{self.init_scale!r}."
             )
-        self.sizes, self.init_scale = sizes, init_scale
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of units of all layers, from the visible one upwards."""
+        return (self.num_visible, *self.hidden_sizes)
 
     @property
     def num_layers(self) -> int:
