@@ -14,6 +14,7 @@ from numpyro_ebm import (
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.diagnostics import nested_rhat
 from numpyro_ebm.distributions import (
+    DBN,
     MADE,
     NADE,
     RBM,
@@ -78,6 +79,7 @@ from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.training import DivergenceError, EarlyStopping, FitResult, distribution_of, fit
 
 __all__ = [
+    "DBN",
     "MADE",
     "MALA",
     "NADE",

@@ -1,6 +1,7 @@
 """Energy-based models as NumPyro distributions."""
 
 from numpyro_ebm.distributions.boltzmann import BoltzmannMachine
+from numpyro_ebm.distributions.dbn import DBN
 from numpyro_ebm.distributions.ising import Ising
 from numpyro_ebm.distributions.made import MADE
 from numpyro_ebm.distributions.moment_path import MomentPath
@@ -11,6 +12,7 @@ from numpyro_ebm.distributions.product import ProductOfExperts
 from numpyro_ebm.distributions.rbm import RBM
 
 __all__ = [
+    "DBN",
     "MADE",
     "NADE",
     "RBM",

@@ -35,19 +35,19 @@ def variational_bound(
     .. math:: \log p(v) \ge \mathrm{E}_{q(h \mid v)} [\log p^*(v, h) - \log q(h \mid v)] - \log Z
 
     For a Boltzmann machine with hidden units, a DBM among them, q is the mean-field solution and
-    the expectation exact. For a deep belief network, given as its restricted Boltzmann machines
-    from the data up,
+    the expectation exact. For a deep belief network, a :class:`~numpyro_ebm.DBN` or its restricted
+    Boltzmann machines from the data up,
 
     .. math:: \log p^*(v, h) = \log p(v \mid h_1) + \dots + \log p(h_{L-2} \mid h_{L-1})
         - E_{top}(h_{L-1}), \qquad q(h \mid v) = q(h_1 \mid v) \cdots q(h_{L-1} \mid h_{L-2}),
 
-    with the conditionals of each machine in both directions, and the expectation is an average over
-    draws from q.
+    with the conditionals of each machine in both directions (of the recognition machines upwards,
+    where a DBN has such), and the expectation is an average over draws from q.
 
     Args:
         rng_key: Random key.
-        model: A Boltzmann machine or Ising model with hidden units, or a sequence of RBMs of which
-            each has the hidden units of the one below as its visible units.
+        model: A Boltzmann machine or Ising model with hidden units, a DBN, or a sequence of RBMs of
+            which each has the hidden units of the one below as its visible units.
         data: Values of shape ``(rows, *event)``.
         log_z: Log Z of the Boltzmann machine, or of the top RBM; by default from :func:`ais`.
         num_samples: Draws of the hidden layers for each row of a deep belief network.
@@ -71,7 +71,7 @@ def variational_bound(
         >>> lower = ebm.RBM(jnp.ones((4, 3)), -jnp.ones(4), -jnp.ones(3))
         >>> top = ebm.RBM(jnp.ones((3, 2)), jnp.zeros(3), jnp.zeros(2))
         >>> data = lower.sample(jax.random.key(0), (50,))
-        >>> bound = ebm.evidence.variational_bound(jax.random.key(1), [lower, top], data)
+        >>> bound = ebm.evidence.variational_bound(jax.random.key(1), ebm.DBN([lower, top]), data)
         >>> bool(bound.log_evidence < 0)
         True
 
@@ -80,6 +80,7 @@ def variational_bound(
         section 3.2; Salakhutdinov & Hinton (2009), "Deep Boltzmann Machines", section 3.2.
     """
     layers = _layers(model)
+    recognition = getattr(model, "recognition", layers[:-1])
     top = layers[-1]
     key_z, key_draws = split_key(_NAME, rng_key, top)
     rows = _rows(layers[0], data)
@@ -90,29 +91,33 @@ def variational_bound(
     bounds, variance = [], []
     for i in range(0, len(rows), _ROWS_AT_A_TIME):
         part = jnp.asarray(rows[i : i + _ROWS_AT_A_TIME])
-        if isinstance(model, EnergyDistribution):
+        if layers[0] is model:
             found = _of_mean_field(model, part, iterations)
         else:
-            found = _of_layers(jax.random.fold_in(key_draws, i), layers, part, draws)
+            machines = layers, recognition
+            found = _of_layers(jax.random.fold_in(key_draws, i), machines, part, draws)
         bounds.append(found[0])
         variance.append(found[1])
     return _evidence(np.concatenate(bounds), np.concatenate(variance), log_z)
 
 
 def _layers(model: Any) -> tuple[Any, ...]:
-    if isinstance(model, EnergyDistribution):
+    if isinstance(model, EnergyDistribution) and hasattr(model, "recognition"):
+        check_target(model, _NAME)
+        model = model.layers
+    elif isinstance(model, EnergyDistribution):
         if not callable(getattr(model, "mean_field", None)) or not getattr(model, "num_hidden", 0):
             raise TypeError(
                 f"{_NAME}: expected `model` to be a Boltzmann machine or Ising model with hidden "
-                f"units, or a sequence of RBMs; got {type(model).__name__}. The likelihood of an "
-                "RBM needs no bound of this kind: use ebm.evidence.log_likelihood."
+                f"units, a DBN or a sequence of RBMs; got {type(model).__name__}. The likelihood "
+                "of an RBM needs no bound of this kind: use ebm.evidence.log_likelihood."
             )
         check_target(model, _NAME)
         return (model,)
     if not isinstance(model, Sequence) or not model:
         raise TypeError(
-            f"{_NAME}: expected `model` to be a Boltzmann machine with hidden units or a sequence "
-            f"of RBMs; got {type(model).__name__}."
+            f"{_NAME}: expected `model` to be a Boltzmann machine with hidden units, a DBN or a "
+            f"sequence of RBMs; got {type(model).__name__}."
         )
     for layer in model:
         check_target(layer, _NAME)
@@ -152,14 +157,16 @@ def _of_mean_field(model: Any, rows: Array, num_iterations: int) -> tuple[np.nda
 
 @partial(jax.jit, static_argnames="num_samples")
 def _log_weights(
-    rng_key: Key[Array, ""], layers: Any, rows: Array, num_samples: int
+    rng_key: Key[Array, ""], machines: Any, rows: Array, num_samples: int
 ) -> Float[Array, "samples rows"]:
     """Log p*(v, h) - log q(h | v) of draws of the hidden layers."""
+    layers, recognition = machines
 
     def one(key):
         total, value = jnp.zeros(len(rows)), rows
-        for layer, key_layer in zip(layers[:-1], jax.random.split(key, len(layers)), strict=False):
-            up = layer.conditional_hidden(value)
+        keys = jax.random.split(key, len(layers))
+        for layer, upward, key_layer in zip(layers, recognition, keys, strict=False):
+            up = upward.conditional_hidden(value)
             hidden = up.sample(key_layer)
             down = layer.conditional_visible(hidden)
             total = total + down.log_prob(value) - up.log_prob(hidden)
@@ -170,10 +177,10 @@ def _log_weights(
 
 
 def _of_layers(
-    rng_key: Key[Array, ""], layers: Any, rows: Array, num_samples: int
+    rng_key: Key[Array, ""], machines: Any, rows: Array, num_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of rows and the variances of their means over draws."""
-    found = np.asarray(_log_weights(rng_key, layers, rows, num_samples), np.float64)
+    found = np.asarray(_log_weights(rng_key, machines, rows, num_samples), np.float64)
     return found.mean(0), found.var(0, ddof=1) / num_samples
 
 

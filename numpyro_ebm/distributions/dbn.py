@@ -1,0 +1,373 @@
+"""The deep belief network: a restricted Boltzmann machine above directed layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
+from numpyro.distributions import constraints
+
+from numpyro_ebm.base import EnergyDistribution, widen
+from numpyro_ebm.distributions.dbn_sum import has_sum, log_prob_given, marginal_energy
+from numpyro_ebm.distributions.rbm import RBM, RBMChain
+from numpyro_ebm.random_key import require_key
+
+
+class DBNChain(NamedTuple):
+    """State of a chain on a deep belief network.
+
+    Attributes:
+        top: Block Gibbs chain of the top machine.
+        lower: Layers below it, from the visible units up.
+    """
+
+    top: RBMChain
+    lower: tuple[Array, ...]
+
+
+class DBN(EnergyDistribution):
+    r"""Deep belief network, a distribution over its visible units.
+
+    The two top layers are a restricted Boltzmann machine; each layer below is drawn given the one
+    above it:
+
+    .. math:: p(x, h_1, \dots, h_L) = p(h_{L-1}, h_L) \prod_{k=1}^{L-2} p(h_k \mid h_{k+1})\;
+        p(x \mid h_1), \qquad
+        E(x) = -\log \sum_{h_1, \dots, h_{L-1}} e^{-E_{top}(h_{L-1})}
+        p(h_{L-2} \mid h_{L-1}) \cdots p(x \mid h_1)
+
+    with the conditionals of the given machines. What is missing of the log density is log Z of the
+    top machine. ``energy`` and ``log_prob`` sum the states of :math:`h_1, \dots, h_{L-1}`, at most
+    2^20 jointly; larger networks have the lower bound of
+    :func:`evidence.variational_bound <numpyro_ebm.evidence.variational_bound>`. Draws are
+    ancestral, from the top machine down.
+
+    The recognition distribution :math:`q(h_k \mid h_{k-1})` that such bounds need is
+    :math:`p(h_k \mid h_{k-1})` of the machines themselves (tied weights), or that of
+    ``recognition``, for :class:`~numpyro_ebm.UpDown`.
+
+    Args:
+        layers: Machines from the visible units up. Each has the hidden units of the one below as
+            its visible units: of the same kind and number, with biases of their own.
+        recognition: Machines whose hidden units given the visible are the recognition
+            distribution of the layers below the top one; nothing else of them is used.
+        normalizer: What ``log_prob`` knows of log Z, see :class:`~numpyro_ebm.EnergyDistribution`.
+        validate_args: Whether values are checked.
+
+    Raises:
+        TypeError: A layer is no RBM.
+        ValueError: There is no layer, or layers do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro_ebm as ebm
+        >>> lower = ebm.RBM(jnp.ones((4, 3)), jnp.zeros(4), jnp.zeros(3))
+        >>> top = ebm.RBM(jnp.ones((3, 2)), jnp.zeros(3), jnp.zeros(2))
+        >>> dbn = ebm.DBN([lower, top], normalizer="exact")
+        >>> dbn.log_prob(dbn.sample(jax.random.key(0), (5,))).shape
+        (5,)
+
+    References:
+        Hinton, Osindero & Teh (2006), "A Fast Learning Algorithm for Deep Belief Nets", Neural
+        Computation 18; Goodfellow, Bengio & Courville (2016), *Deep Learning*, section 20.3.
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("layers", "_recognition")
+
+    def __init__(
+        self,
+        layers: Sequence[RBM],
+        *,
+        recognition: Sequence[RBM] | None = None,
+        normalizer: str | ArrayLike = "guard",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.layers = _as_machines(layers, "layers")
+        self._recognition = None
+        if not self.layers:
+            raise ValueError("DBN: expected at least one RBM in `layers`; got none.")
+        self._check_layers()
+        machines = self.layers
+        if recognition is not None:
+            self._recognition = _as_machines(recognition, "recognition")
+            self._check_recognition(self._recognition)
+            machines += self._recognition
+        batches = [machine.batch_shape for machine in machines]
+        try:
+            batch_shape = jnp.broadcast_shapes(*batches)
+        except ValueError as error:
+            raise ValueError(
+                f"DBN: expected layers with batch shapes that broadcast together; got {batches}."
+            ) from error
+        super().__init__(
+            batch_shape,
+            self.layers[0].event_shape,
+            normalizer=normalizer,
+            validate_args=validate_args,
+        )
+
+    def _check_layers(self) -> None:
+        for number, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            lower, upper = below.hidden_units, above.visible_units
+            same_shape = lower.feature_shape == upper.feature_shape
+            if not same_shape or lower.support != upper.support:
+                raise ValueError(
+                    f"DBN: expected the visible units of layer {number + 1} to be of the kind and "
+                    f"number of the hidden units of layer {number}; got {upper!r} and {lower!r}."
+                )
+
+    def _check_recognition(self, machines: tuple[RBM, ...]) -> None:
+        shapes, expected = (
+            [rbm.visible_units.feature_shape + rbm.hidden_units.feature_shape for rbm in group]
+            for group in (machines, self.layers[:-1])
+        )
+        if shapes != expected:
+            raise ValueError(
+                f"DBN: expected `recognition` machines with weights {expected}, those of the "
+                f"layers below the top one; got {shapes}."
+            )
+
+    # ----- pieces --------------------------------------------------------------------------
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Support of the visible units."""
+        return self.layers[0].support
+
+    @property
+    def recognition(self) -> tuple[RBM, ...]:
+        """Machines whose hidden units given the visible are q, of the layers below the top one."""
+        return self.layers[:-1] if self._recognition is None else self._recognition
+
+    @property
+    def has_tied_recognition(self) -> bool:
+        """Whether the recognition distribution is that of the layers themselves."""
+        return self._recognition is None
+
+    @property
+    def top(self) -> RBM:
+        """The top machine, whose log Z is that of the network, with its batch shape."""
+        rbm = self.layers[-1]
+        if rbm.batch_shape == self.batch_shape:
+            return rbm
+        event = rbm.visible_units.feature_shape + rbm.hidden_units.feature_shape
+        return RBM(
+            jnp.broadcast_to(rbm.weights, self.batch_shape + event),
+            rbm.visible_units.expand(self.batch_shape),
+            rbm.hidden_units.expand(self.batch_shape),
+            validate_args=False,
+        )
+
+    # ----- densities -----------------------------------------------------------------------
+
+    def energy(self, value: Num[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
+        """Energy of visible values in nats: every hidden layer summed out.
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+
+        Raises:
+            NormalizerError: The hidden layers below the top one have more than 2^20 joint states.
+            ValueError: Wrong shape, or values outside the support.
+        """
+        inside = self.check_value(value)
+        energy = marginal_energy(self, jnp.asarray(value))
+        return energy if inside is True else jnp.where(inside, energy, jnp.inf)
+
+    def exact_log_z(self) -> Float[Array, "*batch"]:
+        """Log Z of the top machine in nats, its smaller layer summed."""
+        return self.top.exact_log_z()
+
+    def joint_energy(
+        self, value: Num[ArrayLike, "*batch n"], hidden: Sequence[Num[ArrayLike, "*batch m"]]
+    ) -> Float[Array, "*batch"]:
+        r"""Energy of all layers but the topmost, which is summed out, in nats.
+
+        .. math:: E(x, h_1, \dots, h_{L-1}) = E_{top}(h_{L-1}) - \sum_{k=2}^{L-1}
+            \log p(h_{k-1} \mid h_k) - \log p(x \mid h_1)
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+            hidden: Values of the hidden layers below the top one, from the bottom up.
+
+        Raises:
+            ValueError: A value has the wrong shape, or ``value`` lies outside the support.
+        """
+        inside = self.check_value(value)
+        states = self._states(value, hidden)
+        energy = self.layers[-1].energy(states[-1])
+        for layer, below, above in zip(self.layers, states, states[1:], strict=False):
+            field = layer._coupled(layer.input_to_visible(above))
+            energy = energy - log_prob_given(layer.visible_units, below, field)
+        return energy if inside is True else jnp.where(inside, energy, jnp.inf)
+
+    def log_recognition(
+        self, value: Num[ArrayLike, "*batch n"], hidden: Sequence[Num[ArrayLike, "*batch m"]]
+    ) -> Float[Array, "*batch"]:
+        r"""Return :math:`\sum_k \log q(h_k \mid h_{k-1})` in nats, with :math:`h_0 = x`.
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+            hidden: Values of the hidden layers below the top one, from the bottom up.
+        """
+        states = self._states(value, hidden)
+        total = jnp.zeros(())
+        for rbm, below, above in zip(self.recognition, states[:-1], states[1:], strict=True):
+            field = rbm._coupled(rbm.input_to_hidden(below))
+            total = total + log_prob_given(rbm.hidden_units, above, field)
+        return total
+
+    def _states(self, value: Any, hidden: Sequence[Any]) -> tuple[Array, ...]:
+        shapes = [jnp.shape(h)[-1:] for h in hidden]
+        expected = [layer.hidden_units.shape for layer in self.layers[:-1]]
+        if shapes != expected:
+            raise ValueError(
+                f"DBN: expected `hidden` to be a sequence of layers with {expected} units; got "
+                f"{shapes}."
+            )
+        return tuple(jnp.asarray(x) for x in (value, *hidden))
+
+    # ----- draws ---------------------------------------------------------------------------
+
+    def sample_hidden(
+        self, rng_key: Key[Array, ""], value: Num[ArrayLike, "*batch n"]
+    ) -> tuple[Num[Array, "*batch m"], ...]:
+        """Draw the hidden layers below the top one from the recognition distribution.
+
+        Args:
+            rng_key: Random key.
+            value: Visible values of shape ``batch + (num_visible,)``.
+
+        Returns:
+            One array for each layer, from the bottom up, discrete units in 8 bits.
+        """
+        states, below = [], jnp.asarray(value)
+        for i, rbm in enumerate(self.recognition):
+            field = rbm._coupled(rbm._up(below))
+            below = rbm.hidden_units.sample(jax.random.fold_in(rng_key, i), field)
+            states.append(below)
+        return tuple(states)
+
+    def _descend(self, rng_key: Key[Array, ""], top: Num[Array, "*batch m"]) -> tuple[Array, ...]:
+        """Draw the layers below the visible units of the top machine; visible units come first."""
+        states, above = [], top
+        for i, layer in enumerate(reversed(self.layers[:-1])):
+            field = layer._coupled(layer._down(above))
+            above = layer.visible_units.sample(jax.random.fold_in(rng_key, i), field)
+            states.append(above)
+        return tuple(reversed(states))
+
+    def sample(
+        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
+    ) -> Num[Array, "*batch n"]:
+        """Draw visible values: the top machine as its ``sample`` does, then each layer below.
+
+        Exact where the top machine is drawn exactly (at most 2^14 states of its smaller layer).
+        """
+        key_top, key_down = jax.random.split(require_key(key))
+        top = self.top.sample(key_top, tuple(sample_shape))
+        return widen((*self._descend(key_down, top), top)[0])
+
+    # ----- chain ---------------------------------------------------------------------------
+
+    def init_chain(self, rng_key: Key[Array, ""], shape: tuple[int, ...] = ()) -> DBNChain:
+        """Start chains with the top machine's layers drawn from its biases, the others from it.
+
+        Args:
+            rng_key: Random key.
+            shape: Shape of the batch of chains, in front of the batch shape.
+        """
+        key_top, key_down = jax.random.split(rng_key)
+        top = self.top.init_chain(key_top, shape)
+        return DBNChain(top, self._descend(key_down, top.visible))
+
+    def chain_at(self, value: Num[Array, "*batch n"]) -> DBNChain:
+        """Start chains at visible values, the layers above drawn from the recognition distribution.
+
+        That is not the posterior, so a chain started at draws of the network is not yet at its
+        stationary distribution. The draws are the same at every call.
+        """
+        batch = jnp.broadcast_shapes(jnp.shape(value)[:-1], self.batch_shape)
+        value = jnp.broadcast_to(jnp.asarray(value), batch + self.event_shape)
+        return self.chain_of(value, self.sample_hidden(jax.random.key(0), value))
+
+    def chain_of(
+        self, value: Num[Array, "*batch n"], hidden: Sequence[Num[Array, "*batch m"]]
+    ) -> DBNChain:
+        """Start chains at given states of all layers but the topmost.
+
+        Args:
+            value: Visible values of shape ``batch + (num_visible,)``.
+            hidden: Values of the hidden layers below the top one, from the bottom up.
+        """
+        units = [layer.visible_units for layer in self.layers]
+        states = self._states(value, hidden)
+        states = tuple(x.astype(unit.dtype) for x, unit in zip(states, units, strict=True))
+        return DBNChain(self.top.chain_at(states[-1]), states[:-1])
+
+    def layer_states(self, chain: DBNChain) -> tuple[Num[Array, "*batch n"], ...]:
+        """States of all layers of a chain but the topmost, from the visible units up."""
+        return (*chain.lower, chain.top.visible)
+
+    def gibbs_step(
+        self,
+        rng_key: Key[Array, ""],
+        chain: DBNChain,
+        *,
+        mask: Bool[Array, "*event"] | None = None,
+        values: Num[Array, "*event"] | None = None,
+    ) -> DBNChain:
+        """One block Gibbs sweep of the top machine, and new draws of all layers below it.
+
+        Raises:
+            ValueError: Units are clamped: the layers above given these are not tractable.
+        """
+        if mask is not None:
+            raise ValueError(
+                "DBN: its Gibbs step cannot hold visible units fixed, because the hidden layers "
+                "given them are not independent; leave `clamp` out, or use "
+                "ebm.GibbsWithGradients for a network whose states can be summed."
+            )
+        key_top, key_down = jax.random.split(rng_key)
+        top = self.top.gibbs_step(key_top, chain.top)
+        return DBNChain(top, self._descend(key_down, top.visible))
+
+    def visible(self, chain: DBNChain) -> Num[Array, "*batch n"]:
+        """Visible units of a chain."""
+        return self.layer_states(chain)[0]
+
+    def refresh(self, chain: DBNChain) -> DBNChain:
+        """Cache the input to the topmost units for the present weights."""
+        return chain._replace(top=self.top.refresh(chain.top))
+
+    def chain_energy(self, chain: DBNChain) -> Float[Array, "*batch"]:
+        """Energy of a chain's visible units in nats; NaN where the states cannot be summed."""
+        value = self.visible(chain)
+        if has_sum(self.layers):
+            return self.energy(value)
+        return jnp.full(value.shape[:-1], jnp.nan, self.layers[0].weights.dtype)
+
+    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> Any:
+        """Raise: log Z is that of the top machine, which has a path.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "DBN: log Z is that of the top machine; anneal that one, with "
+            "ebm.evidence.ais(rng_key, dbn.top), and weigh data with "
+            "ebm.evidence.variational_bound(rng_key, dbn, data)."
+        )
+
+
+def _as_machines(layers: Any, name: str) -> tuple[RBM, ...]:
+    machines = tuple(layers) if isinstance(layers, Sequence) else (layers,)
+    for layer in machines:
+        if not isinstance(layer, RBM):
+            raise TypeError(
+                f"DBN: expected `{name}` to be a sequence of RBMs; got {type(layer).__name__}."
+            )
+    return machines
