@@ -67,6 +67,7 @@ from numpyro_ebm.losses import (
     ScoreMatching,
     SlicedScoreMatching,
     SteinContrastiveDivergence,
+    UpDown,
     WakeSleep,
     chain_health,
     contrast_noise,
@@ -76,7 +77,15 @@ from numpyro_ebm.losses import (
     update_counter,
 )
 from numpyro_ebm.normalizer import NormalizerError
-from numpyro_ebm.training import DivergenceError, EarlyStopping, FitResult, distribution_of, fit
+from numpyro_ebm.training import (
+    DivergenceError,
+    EarlyStopping,
+    FitResult,
+    GreedyResult,
+    distribution_of,
+    fit,
+    fit_greedy,
+)
 
 __all__ = [
     "DBN",
@@ -102,6 +111,7 @@ __all__ = [
     "FitResult",
     "GeneralizedScoreMatching",
     "GenerativeAdversarial",
+    "GreedyResult",
     "GibbsWithGradients",
     "Ising",
     "MaximumLikelihood",
@@ -127,6 +137,7 @@ __all__ = [
     "TemperedTransitions",
     "Trajectory",
     "TrajectoryRecorder",
+    "UpDown",
     "WakeSleep",
     "Wolff",
     "chain_health",
@@ -139,6 +150,7 @@ __all__ = [
     "energy_sites",
     "evidence",
     "fit",
+    "fit_greedy",
     "kernelized_stein_discrepancy",
     "kernels",
     "learnt_log_z",

@@ -27,6 +27,7 @@ from numpyro_ebm.losses.sampler import neural_sampler
 from numpyro_ebm.losses.score_matching import ScoreMatching
 from numpyro_ebm.losses.sliced_score_matching import SlicedScoreMatching
 from numpyro_ebm.losses.stein import SteinContrastiveDivergence
+from numpyro_ebm.losses.up_down import UpDown
 from numpyro_ebm.losses.wake_sleep import WakeSleep
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "ScoreMatching",
     "SlicedScoreMatching",
     "SteinContrastiveDivergence",
+    "UpDown",
     "WakeSleep",
     "chain_health",
     "contrast_noise",

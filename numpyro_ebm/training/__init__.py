@@ -2,7 +2,16 @@
 
 from numpyro_ebm.training.divergence import DivergenceError
 from numpyro_ebm.training.fit import FitResult, fit
+from numpyro_ebm.training.greedy import GreedyResult, fit_greedy
 from numpyro_ebm.training.observed import distribution_of
 from numpyro_ebm.training.stopping import EarlyStopping
 
-__all__ = ["DivergenceError", "EarlyStopping", "FitResult", "distribution_of", "fit"]
+__all__ = [
+    "DivergenceError",
+    "EarlyStopping",
+    "FitResult",
+    "GreedyResult",
+    "distribution_of",
+    "fit",
+    "fit_greedy",
+]
