@@ -48,6 +48,12 @@ def _network():
     return {"network": ebm.models.SigmoidBeliefNetwork(3, [2]), "weights_1": _normals(0, 3, 2)}
 
 
+def _deep_belief_network(**settings):
+    lower = ebm.RBM(_normals(0, 3, 2), units.Gaussian(_normals(1, 3), jnp.ones(3)), _normals(2, 2))
+    top = ebm.RBM(_normals(3, 2, 3), _normals(4, 2), units.Spin(_normals(5, 3)))
+    return ebm.DBN([lower, top], **settings, recognition=[lower] if settings else None)
+
+
 MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
@@ -64,6 +70,8 @@ MODELS = {
     "Potts, lattice": lambda: ebm.Potts.lattice((2, 3), 0.4, 3),
     "NADE": lambda: ebm.NADE(**ebm.NADE.init_params(jax.random.key(0), 3, 2)),
     "MADE": _made,
+    "DBN": _deep_belief_network,
+    "DBN, recognition weights": partial(_deep_belief_network, normalizer="exact"),
     "product": _binary_energy,
     "product of normals": _gaussian_product,
     "neural energy": _neural,
