@@ -22,13 +22,13 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
-LONG = tuple(Path(__file__).with_name("long_tests.txt").read_text().split("\n")[:-1])
-"""Tests that take long: they run with those marked slow."""
+LONG = frozenset(Path(__file__).with_name("long_tests.txt").read_text().splitlines())
+"""Single cases of tests that take long: they run with those marked slow."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark long tests as slow."""
     for item in items:
-        if any(name in item.nodeid for name in LONG):
+        if item.nodeid.rpartition("/")[2] in LONG:
             item.add_marker(pytest.mark.slow)

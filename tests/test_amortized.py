@@ -217,6 +217,7 @@ def test_under_a_guide(make_guide, num_particles):
     assert_same(*results, rtol=5e-4)
 
 
+@pytest.mark.slow
 def test_evaluate_draws_anew_at_each_update_and_compiles_once():
     calls = []
 

@@ -41,6 +41,7 @@ def test_exact_draws(name):
     assert_moments(sampled, expected)
 
 
+@pytest.mark.slow
 def test_energy_of_integers_and_floats_agree():
     """Integer values take the path of exact counts, floating ones that of shifted sums."""
     for name in ("Ising 3x3", "Ising 2x2x3", "BM dense", "Ising 2x3 anisotropic"):

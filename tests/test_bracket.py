@@ -45,6 +45,7 @@ class Anonymous(kernels.GibbsSweeps):
     """Sweeps of which nothing is known."""
 
 
+@pytest.mark.slow
 @doubtful
 def test_calibrated_for_a_model():
     model, args, log_evidence, draw = known("regression")

@@ -78,6 +78,7 @@ def test_fitted_proposals():
         assert found.ok
 
 
+@pytest.mark.slow
 def test_repetitions_and_what_is_reported():
     once = bridge(jax.random.key(0), regression, exact_draws(0), num_proposals=3000)
     many = bridge(jax.random.key(0), regression, exact_draws(0), num_repetitions=3)
@@ -144,6 +145,7 @@ def school_chains():
     return mcmc
 
 
+@pytest.mark.slow
 def test_eight_schools_non_centred():
     found = bridge(jax.random.key(1), school_chains(), proposal="warp3")
     assert abs(found.log_evidence + 31.3113) < 4 * found.std_error
@@ -170,6 +172,7 @@ def two_modes():
     numpyro.factor("likelihood", jax.scipy.special.logsumexp(logits))
 
 
+@pytest.mark.slow
 def test_chains_stuck_in_different_modes_warn():
     draws = np.stack([8 + 0.5 * RNG.normal(size=500), -8 + 0.5 * RNG.normal(size=500)])
     with warnings.catch_warnings(record=True) as caught:

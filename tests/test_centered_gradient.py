@@ -141,6 +141,7 @@ def test_cd_gradient_counts_only_rows_that_are_not_masked(gradient):
         assert_gradient(actual, reference(rbm, data[keep], 1 - data[keep], gradient), keep.sum())
 
 
+@pytest.mark.slow
 def test_plain_is_the_default():
     rbm = build("Bernoulli", "Bernoulli", dtype="float32")
     data = rbm.init_chain(jax.random.key(0), (NUM_ROWS,)).visible
@@ -172,6 +173,7 @@ def test_the_maximum_of_the_likelihood_stays():
                 assert (max(np.abs(leaf).max() for leaf in leaves) < 1e-12) == vanishes
 
 
+@pytest.mark.slow
 def test_training_by_scan_raises_the_likelihood():
     rows = jnp.tile(jnp.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]), (10, 1))
     rbm = RBM(0.1 * jax.random.normal(jax.random.key(1), (6, 2)), jnp.zeros(6), jnp.zeros(2))

@@ -50,6 +50,7 @@ def health_of(chains, data, seed=0, model=SMALL, **kwargs):
         return chain_health(jax.random.key(seed), model, chains, data, **kwargs)
 
 
+@pytest.mark.slow
 def test_chains_that_are_draws_give_standard_normal_scores():
     """Both z over independent repetitions, where chains and data are exact."""
     draws = SMALL.sample(jax.random.key(0), (40, 2, NUM_CHAINS))
@@ -79,6 +80,7 @@ def test_gap_and_drift_by_hand():
     assert report.energies.shape == (7, 20)
 
 
+@pytest.mark.slow
 def test_autocorrelation_time_of_a_two_state_chain():
     """One visible and one hidden unit: lag-t correlations are the powers of an eigenvalue."""
     rbm = RBM(jnp.full((1, 1), 5.0), jnp.full(1, -2.5), jnp.full(1, -2.5))
@@ -95,6 +97,7 @@ def test_autocorrelation_time_of_a_two_state_chain():
     assert all(report.slowest_unit == (0,) for report in reports)
 
 
+@pytest.mark.slow
 def test_the_slowest_unit_and_the_constant_ones():
     """Two strongly coupled sites, free ones, and one that its field holds."""
     matrix, field = np.zeros((6, 6)), np.zeros(6)

@@ -70,6 +70,7 @@ def test_the_same_bits_come_back(tree, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_the_state_of_svi_with_chains_and_optimizer(tmp_path):
     svi = SVI(with_chains, no_guide, optax.adam(0.1), PCD)
     start = svi.init(jax.random.key(0), DATA)

@@ -46,6 +46,7 @@ def loss(monkeypatch):
     return ConditionalNoiseContrastiveEstimation(0.2, NUM_NOISE)
 
 
+@pytest.mark.slow
 def test_in_plates_with_masks(loss):
     check_plates(loss, row_loss)
 
@@ -123,6 +124,7 @@ def test_value_is_that_of_enumerated_noise(num_noise):
     assert_moments(losses_of(loss, model, jnp.asarray(family.states), 2000), expected)
 
 
+@pytest.mark.slow
 def test_small_noise_is_score_matching():
     family, scale, point = Real(), 0.05, jnp.array([0.7, -0.4])
     model = family.build(jnp.asarray(family.truth))

@@ -10,6 +10,7 @@ from test_bridge import LOG_EVIDENCE, exact_draws, regression, two_modes
 from numpyro_ebm.evidence import Evidence, EvidenceWarning, cross_check, exact
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_regression():
     found = cross_check(jax.random.key(0), regression, exact_draws(0))
     assert found.ok, found
@@ -19,6 +20,7 @@ def test_both_sides_of_a_regression():
     assert "CrossCheck(prior_side=" in repr(found)
 
 
+@pytest.mark.slow
 def test_chains_stuck_in_one_of_two_modes_are_found():
     """Bridge sampling alone is low by log 2, with a small error and no doubt."""
     draws = {"x": 8 + 0.5 * np.random.default_rng(0).normal(size=(2, 1000))}

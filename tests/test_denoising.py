@@ -89,6 +89,7 @@ def test_mean_over_the_noise_in_closed_form(name):
     assert_moments(draws, np.asarray(vector(expected)(PARAMS)))
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_fisher_divergence_to_the_smoothed_data():
     """A quartic energy, by quadrature against the mixture that noise makes of the data."""
     scale, data = 0.6, np.array([-1.0, -0.2, 1.4])
@@ -121,6 +122,7 @@ def test_gradient_is_that_of_the_fisher_divergence_to_the_smoothed_data():
     assert np.abs(z_scores(draws, 0.0)).max() > 10
 
 
+@pytest.mark.slow
 def test_gaussian_data_gain_the_variance_of_the_noise():
     draws = {"precision": jnp.array([1 / 1.49]), "slope": jnp.array([0.5 / 1.49])}
 

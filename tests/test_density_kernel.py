@@ -61,6 +61,7 @@ def several_kinds():
         numpyro.sample("u", POTTS)
 
 
+@pytest.mark.slow
 def test_discrete_sites_in_one_vector():
     kernel = Discrete(several_kinds)
     start = {"v": np.array([1, 0, 1]), "flag": np.array(1), "z": np.array([2, 0])}
@@ -193,6 +194,7 @@ def test_starting_values_are_checked(start, message):
         Discrete(several_kinds).init(jax.random.key(0), 0, start, (), {})
 
 
+@pytest.mark.slow
 def test_starts_where_the_density_is_finite():
     """A prior draw need not be: the start is drawn again."""
 

@@ -45,6 +45,7 @@ def loss(monkeypatch):
     return EnergyDiscrepancy(0.2, NUM_NOISE, WEIGHT)
 
 
+@pytest.mark.slow
 def test_in_plates_with_masks(loss):
     check_plates(loss, row_loss)
 
@@ -119,6 +120,7 @@ def test_expected_gradient_vanishes_at_the_truth(family, num_noise):
     assert_moments(gradients_at(loss, Exact(family), family.truth), 0.0)
 
 
+@pytest.mark.slow
 def test_bias_of_other_stabilizations_falls_as_one_over_m():
     exact, bias = Exact(Binary()), {}
     for num_noise in (2, 8, 32):

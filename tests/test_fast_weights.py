@@ -77,6 +77,7 @@ def reference(params, data, chains, num_updates, *, num_steps, scale, decay, fas
     return params, fast, chains
 
 
+@pytest.mark.slow
 def test_three_updates_step_by_step():
     """With a plate of which the rows are a part, and two of them masked."""
     settings = {"num_steps": 2, "fast_step_size": 0.8, "decay": 0.9}
@@ -100,6 +101,7 @@ def test_three_updates_step_by_step():
             np.testing.assert_allclose(kept["fast_weights"][NAMES[name]], fast[name], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_without_fast_steps_it_is_pcd():
     values, data = start()
     values = {name: value.astype(jnp.float32) for name, value in values.items()}
@@ -114,6 +116,7 @@ def test_without_fast_steps_it_is_pcd():
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
 
 
+@pytest.mark.slow
 def test_fast_weights_make_chains_leave():
     """Chains that start in one of two deep modes stay there; fast weights drive them on."""
     weights = 8 * jnp.ones((4, 1))  # all on or all off

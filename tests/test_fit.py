@@ -30,6 +30,7 @@ from numpyro.infer import SVI, Trace_ELBO
 import numpyro_ebm as ebm
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_svi_on_whole_shuffled_batches():
     seen = []
 
@@ -70,6 +71,7 @@ def test_rows_left_out_change_from_epoch_to_epoch():
     assert len(set(orders)) == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again():
     calls = []
 
@@ -90,6 +92,7 @@ def test_nothing_is_compiled_again():
     assert len(calls) - before > 2  # another loss is compiled anew
 
 
+@pytest.mark.slow
 def test_keyword_arguments_of_the_model():
     def exact(batch, size):
         bias = numpyro.param("bias", jnp.zeros(NUM_UNITS))
@@ -113,6 +116,7 @@ def test_keyword_arguments_of_the_model():
         fit(svi, model_kwargs=kwargs | {"flag": {1, 2}})
 
 
+@pytest.mark.slow
 def test_raw_keys_and_continued_states():
     options = {"batch_size": BATCH, "progress_bar": False}
     first = ebm.fit(jax.random.PRNGKey(0), pcd(), DATA, num_epochs=1, **options)

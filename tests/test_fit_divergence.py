@@ -22,6 +22,7 @@ def poisoned(batch, index):
         numpyro.sample("v", rbm, obs=batch)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number(tmp_path):
     svi, index = cd(model=poisoned), jnp.arange(len(DATA))
     data = DATA, jnp.where(index == 33, 0, index)
@@ -41,6 +42,7 @@ def test_a_loss_that_is_not_a_number(tmp_path):
     assert np.isfinite(healthy.history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_the_last_good_state_is_the_one_before_the_update(tmp_path):
     steps = []
 
@@ -123,6 +125,7 @@ def far_data(batch):
         numpyro.sample("x", dist.Normal(loc, 1e-2).to_event(1), obs=batch)
 
 
+@pytest.mark.slow
 def test_large_losses_are_no_divergence():
     data = 50 + jax.random.normal(jax.random.key(0), (100, 2))
     svi = SVI(far_data, no_guide, optax.adam(0.5), Trace_ELBO())

@@ -27,6 +27,7 @@ import numpyro_ebm as ebm
 from numpyro_ebm.evidence import LogZTracker
 
 
+@pytest.mark.slow
 def test_the_tracked_likelihood_is_that_of_the_model():
     rows = []
 
@@ -101,6 +102,7 @@ def test_a_model_built_by_hand():
 # ----- validation and stopping -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_loss_of_a_loss_without_state():
     svi = cd()
     result = fit(svi, num_epochs=2, validation=VALIDATION)

@@ -115,6 +115,7 @@ def test_truncated_normal_at_the_usual_rate(name):
     assert_rate(loss, independent, truth, draw, support=constraints.positive)
 
 
+@pytest.mark.slow
 def test_every_way_to_observe_data():
     assert_every_way(GeneralizedScoreMatching(), constraints.positive)
 

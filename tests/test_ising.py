@@ -65,6 +65,7 @@ def test_two_state_potts_is_ising():
     np.testing.assert_allclose(difference, 0.4 * num_bonds, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "coupling"),
     [(SWEEPS, 0.2), *((k, c) for c in COUPLINGS for k in (SWENDSEN_WANG, WOLFF))],
@@ -148,6 +149,7 @@ def test_posterior_of_an_image(model, kernel):
         assert np.all((clusters >= 1) & (clusters <= 9))
 
 
+@pytest.mark.slow
 def test_field_that_is_sampled():
     """Blocks of Gibbs: NUTS for the field of an Ising model with exact log Z."""
 

@@ -56,6 +56,7 @@ def test_posterior_of_constrained_sites(method):
     assert all(np.unique(steps).size == 1 for steps in fields["step_size"])
 
 
+@pytest.mark.slow
 def test_summary_and_pickle():
     mcmc = run(ebm.MALA(conjugate), COUNTS, Y, num_warmup=20, num_samples=20)
     mcmc = pickle.loads(pickle.dumps(mcmc))
@@ -100,6 +101,7 @@ def posterior_mean_of_s():
     return weights @ (residual.sum(1) / 4), weights @ states
 
 
+@pytest.mark.slow
 def test_block_of_gibbs_beside_binary_units():
     kernel = Gibbs([(ebm.BlockGibbs(noisy_units), ebm.energy_sites), (ebm.MALA(noisy_units), None)])
     samples = run(kernel, chain_method=jax.vmap, **OPTIONS).get_samples(group_by_chain=True)
@@ -108,6 +110,7 @@ def test_block_of_gibbs_beside_binary_units():
     assert_chain_means(both, np.concatenate([[s], v]))
 
 
+@pytest.mark.slow
 def test_block_of_gibbs_beside_nuts():
     blocks = [(ebm.MALA(conjugate), ["rate"]), (NUTS(conjugate), None)]
     samples = run(Gibbs(blocks), chain_method=jax.vmap, **OPTIONS).get_samples(group_by_chain=True)

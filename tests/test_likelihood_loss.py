@@ -268,6 +268,7 @@ def test_several_particles(kind):
     assert_same_as_a_factor(kind(num_particles=2), Trace_ELBO(num_particles=2), AutoNormal)
 
 
+@pytest.mark.slow
 def test_the_exact_loss_is_the_elbo_of_the_exact_density():
     guarded, exact = (
         with_priors(lambda data, params, kw=kw: observe(rbm_of(**params, **kw), data))

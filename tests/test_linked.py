@@ -45,6 +45,7 @@ def test_calibrated_and_unbiased(name, settings):
     assert abs(z_of_mean(ratios)) < 4
 
 
+@pytest.mark.slow
 @doubtful
 def test_calibrated_for_a_model():
     model, args, log_evidence, _ = known("regression")

@@ -121,6 +121,7 @@ def test_gradient_of_an_rbm(pair):
         )
 
 
+@pytest.mark.slow
 def test_value_is_the_difference_of_energies():
     rbm = build("Bernoulli", "Bernoulli")
     data = rbm.init_chain(jax.random.key(1), (NUM_ROWS,)).visible
@@ -177,6 +178,7 @@ def test_one_update_on_a_lattice():
     np.testing.assert_allclose(means, np.tanh(0.3 * neighbours + 0.1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_concatenation():
     """Energy and update of independent layers side by side are those of each."""
     one, two = build("Gaussian", "Bernoulli"), build("Categorical", "Spin")
@@ -196,6 +198,7 @@ def test_parts_of_a_concatenation():
     np.testing.assert_allclose(both.mean_field_energy(means), sum(energies), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_prior_and_particles_and_scan():
     rows = jnp.tile(jnp.array([[1, 1, 0, 0], [1, 1, 0, 1]]), (10, 1))
 

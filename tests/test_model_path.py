@@ -29,6 +29,7 @@ def path_of(name):
 # ----- the path ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_energy_is_prior_and_scaled_likelihood():
     path, (successes, trials) = path_of("rates"), known("rates").args
     logit = np.array([[-0.7], [0.2], [1.9]])
@@ -108,6 +109,7 @@ def test_calibrated_and_unbiased(name):
     assert abs(z_of_mean(ratios)) < 4
 
 
+@pytest.mark.slow
 @doubtful
 @pytest.mark.parametrize(
     "kernel",
@@ -137,6 +139,7 @@ def test_nuts_on_a_distribution():
     assert abs(evidence.log_evidence - truth) < 4 * evidence.std_error
 
 
+@pytest.mark.slow
 def test_default_settings_and_a_second_call_compiles_nothing(caplog):
     model, args, log_evidence, _ = known("regression")
     evidence = ais(jax.random.key(0), model, model_args=args)
@@ -163,6 +166,7 @@ def test_zero_likelihood_at_prior_draws_counts_as_weight_zero():
     assert abs(evidence.log_evidence - log_evidence) < 4 * evidence.std_error
 
 
+@pytest.mark.slow
 def test_a_finished_mcmc_in_either_precision():
     model, args, log_evidence, _ = known("rates")
     mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)

@@ -193,6 +193,7 @@ def live_bytes():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples():
     def used(num_samples):
         kernel = ebm.RunningMoments(ebm.BlockGibbs(two_sites))

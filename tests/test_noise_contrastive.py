@@ -214,6 +214,7 @@ def test_consistent(estimation, family):
     assert_consistent(loss, family, learns_log_z=estimation is NoiseContrastiveEstimation)
 
 
+@pytest.mark.slow
 def test_learnt_log_z_of_a_trained_rbm_agrees_with_enumeration():
     truth = RBM(jnp.array([[2.0], [-1.0], [1.0]]), jnp.array([-0.5, 0.5, 0.0]), jnp.zeros(1))
     noise = dist.Bernoulli(0.5 * jnp.ones(3)).to_event(1)
@@ -345,6 +346,7 @@ def test_a_flow_is_trained_beside_the_energy(train):
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient["flow"])) > 0
 
 
+@pytest.mark.slow
 def test_trained_nade_approaches_the_data_and_the_energy_log_z():
     data = jnp.tile(jnp.array([[1, 1, 0], [0, 0, 1]]), (100, 1))
 

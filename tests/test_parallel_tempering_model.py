@@ -138,6 +138,7 @@ def test_clamped_units(name):
     assert_chain_means(samples[..., 1:], expected[1:])
 
 
+@pytest.mark.slow
 def test_diagnostics_reach_arviz():
     kernel = ebm.ParallelTempering(signs, num_temperatures=4)
     fields = ("energy", "swap_rate", "round_trip_rate", "betas")
@@ -155,12 +156,14 @@ def test_diagnostics_reach_arviz():
     )
 
 
+@pytest.mark.slow
 def test_other_inner_kernels():
     inner = ebm.GibbsWithGradients(signs, num_flips=3)
     kernel = ebm.ParallelTempering(inner, num_temperatures=3)
     assert_posterior(run(kernel, num_chains=8, num_samples=600), posterior())
 
 
+@pytest.mark.slow
 def test_a_continuous_model_by_langevin_moves():
     case = Case("Gaussian", "Bernoulli", 911)
     rbm = case.build()
@@ -174,6 +177,7 @@ def test_a_continuous_model_by_langevin_moves():
     assert len(np.unique(step_size[0])) == 3  # each temperature has its own
 
 
+@pytest.mark.slow
 def test_as_the_moves_of_annealing_and_learning():
     inner = ebm.kernels.ParallelTemperingStep(num_temperatures=2)
     evidence = ebm.evidence.ais(
@@ -193,6 +197,7 @@ def test_as_the_moves_of_annealing_and_learning():
     assert np.all(np.isfinite(svi.get_params(state)["weights"]))
 
 
+@pytest.mark.slow
 def test_raw_keys():
     kernel = ebm.ParallelTempering(signs, num_temperatures=3)
     mcmc = run(kernel, **SHORT)

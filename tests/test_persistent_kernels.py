@@ -160,6 +160,7 @@ def model_of(kernel, num_chains=5):
     return model
 
 
+@pytest.mark.slow
 def test_states_are_refreshed_for_the_present_parameters():
     loss = PersistentContrastiveDivergence(num_steps=3)
     svi = SVI(model_of(Witness()), no_guide, optax.adam(0.1), loss)
@@ -199,6 +200,7 @@ def test_gradient_is_the_contrast_with_the_coldest_replicas(kernel):
     assert_gradients_close(state.optim_state[1][1], expected)
 
 
+@pytest.mark.slow
 def test_replicas_survive_updates():
     svi = SVI(model_of(TEMPERING), no_guide, optax.adam(0.05), PCD)
     result = svi.run(jax.random.key(0), 5, DATA, progress_bar=False)
@@ -221,6 +223,7 @@ def test_no_recompilation_from_update_to_update():
     assert update._cache_size() <= 2  # the state of `init` may be weakly typed
 
 
+@pytest.mark.slow
 def test_adaptation_stops_after_the_warmup():
     kernel = kernels.MALAStep(5.0, num_warmup=20)
 

@@ -124,6 +124,7 @@ def test_two_rbms_are_one_with_the_hidden_units_of_both(visible):
     assert product.init_chain(jax.random.key(0), (4,)).shape == (4, *product.event_shape)
 
 
+@pytest.mark.slow
 def test_units_of_different_kinds_in_one_expert():
     rbm = Case("Categorical+Spin", "Bernoulli", 43).build()
     product = ProductOfExperts([rbm, rbm])

@@ -168,6 +168,7 @@ def test_importance_is_calibrated():
     assert found.data_hash == exact(regression).data_hash
 
 
+@pytest.mark.slow
 def test_guides():
     guide = AutoMultivariateNormal(regression)
     svi = SVI(regression, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
@@ -226,6 +227,7 @@ RESTRICTED = stats.multivariate_normal(
 ).logpdf(Y)
 
 
+@pytest.mark.slow
 def test_savage_dickey_is_calibrated():
     z = []
     for seed in range(30):

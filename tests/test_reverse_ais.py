@@ -66,6 +66,7 @@ def test_few_particles_are_low_forwards_and_high_backwards():
     assert z_of(above.log_z0 - pairs(above.log_weights), log_z) > 4
 
 
+@pytest.mark.slow
 @doubtful
 def test_calibrated_from_posterior_draws():
     model, args, log_evidence, draw = known("regression")
@@ -78,6 +79,7 @@ def test_calibrated_from_posterior_draws():
     assert 0.7 < rms < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpyro_ebm.evidence.EvidenceWarning")  # few temperatures
 def test_a_finished_mcmc_brings_model_and_draws():
     model, args, log_evidence, _ = known("rates")

@@ -141,6 +141,7 @@ def test_bridges_give_ratios_of_normalizers():
     np.testing.assert_allclose(kept, [0, log_z[1], log_z[1] + 2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_shares_its_temperature():
     rbm = Case("Bernoulli", "Bernoulli", 200, ((3,), (3,), (3,))).build()
     kernel = SimulatedTemperingStep(num_temperatures=3)

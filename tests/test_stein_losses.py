@@ -78,6 +78,7 @@ def test_rows_that_do_not_count_have_no_influence(kernel):
         np.testing.assert_allclose(found[keep], wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_degenerate_batches_are_finite():
     x = jnp.ones((4, 2))
     np.testing.assert_allclose(radial_direction(x, -x, "rbf"), -x)  # no repulsion between equals
@@ -156,6 +157,7 @@ def errors_of(num_rows, num_iterations=150):
     return np.asarray(jax.jit(jax.vmap(estimate))(keys)) - TRUE
 
 
+@pytest.mark.slow
 def test_error_falls_like_the_root_of_the_number_of_rows():
     squares = [(errors_of(size) ** 2).sum(1) for size in SIZES]
     log_rms = np.array([np.log(square.mean()) / 2 for square in squares])

@@ -84,6 +84,7 @@ def test_moments_of_an_rbm(target, moments):
     assert result.step_norms.shape == (1000,)
 
 
+@pytest.mark.slow
 def test_particles_stay_in_the_support():
     result = ebm.svgd(KEY, RECTIFIED, num_particles=100)
     x = np.asarray(result.particles, np.float64)
@@ -103,6 +104,7 @@ def conjugate(counts, y):
 DATA = np.array([2, 0, 3, 1]), np.array([0.4, -1.0, 1.9])
 
 
+@pytest.mark.slow
 def test_known_posterior():
     result = ebm.svgd(KEY, conjugate, num_particles=100, model_args=DATA)
     rate, mu = (np.asarray(result.particles[name], np.float64) for name in ("rate", "mu"))

@@ -37,6 +37,7 @@ def sampled():
     return run(kernel, extra_fields=("energy",), **options)
 
 
+@pytest.mark.slow
 def test_both_modes_are_visited_with_their_weights():
     modes = in_rare_mode(sampled().get_samples(group_by_chain=True)["v"])
     assert_chain_means(modes[..., None], np.array([rare_probability()]))

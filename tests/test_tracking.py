@@ -71,6 +71,7 @@ def follow(tracker, seed, models):
     return np.array(found).T, state
 
 
+@pytest.mark.slow
 @doubtful
 def test_calibrated_along_a_training_run():
     models, truth = run_of_models(), log_z_of_models()
@@ -139,6 +140,7 @@ def well(params, x):
     return params["weight"] * ((x**2 - 1) ** 2).sum(-1) + 0.5 * (x**2).sum(-1)
 
 
+@pytest.mark.slow
 def test_a_neural_energy():
     def model(weight):
         return ebm.NeuralEnergy(well, {"weight": jnp.float32(weight)}, event_shape=(2,))
@@ -153,6 +155,7 @@ def test_a_neural_energy():
         assert abs(log_z - truth) < 4 * error + 1e-4
 
 
+@pytest.mark.slow
 def test_particles_stay_on_the_model():
     models = run_of_models()
     _, state = follow(LogZTracker(num_particles=4000), 0, models[:10])
@@ -165,6 +168,7 @@ def test_particles_stay_on_the_model():
     assert np.all(np.abs(islands.mean(0) - draws.mean(0)) < 4 * error)
 
 
+@pytest.mark.slow
 def test_a_long_step_leaves_particles_on_the_new_model():
     """One step from model to model: weighted, then moved by the kernel of the new model."""
     first, last = run_of_models()[0], run_of_models()[12]
@@ -224,6 +228,7 @@ def test_a_step_has_the_effective_sample_size_asked_for(target):
     assert abs(ratio.mean() ** 2 / (ratio**2).mean() - target) < 0.25 * (1 - target)
 
 
+@pytest.mark.slow
 def test_small_terms_are_not_lost_in_the_sum():
     """Millions of tiny growths next to a large log Z, in float32."""
     model = ebm.RBM(jnp.zeros((784, 2)), jnp.zeros(784), jnp.zeros(2))
@@ -264,6 +269,7 @@ def test_restarting():
         tracker.restart(jax.random.key(1), off)
 
 
+@pytest.mark.slow
 def test_doubts():
     first, last = run_of_models()[0], run_of_models()[-1]
     tracker = LogZTracker(num_particles=100, max_bridges=1)

@@ -97,6 +97,7 @@ def test_the_trained_model_is_sampled_right():
     assert_posterior(sampled(), Posterior(trained()))
 
 
+@pytest.mark.slow
 def test_replicas_make_round_trips():
     fields = sampled().get_extra_fields(group_by_chain=True)
     trips = np.asarray(fields["round_trips"])[:, -1]

@@ -90,6 +90,7 @@ def replicates():
     return values, jax.vmap(flat)(gradients)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_enumerated_expectations():
     wake, sleep = (flat(jax.grad(f)(PARAMS, PARAMS)) for f in (wake_objective, sleep_objective))
     assert not wake[~is_generative()].any()
@@ -192,6 +193,7 @@ def test_continuous_sites_follow_the_same_gradients():
 # ----- learning ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_raises_the_likelihood():
     bars = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]])
     data = np.tile(bars, (10, 1))

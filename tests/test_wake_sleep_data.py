@@ -229,6 +229,7 @@ def test_a_guide_that_lacks_sites():
         evaluate()
 
 
+@pytest.mark.slow
 def test_guides_that_do_not_look_at_the_data():
     with pytest.raises(TypeError, match="got AutoNormal, which does not look at them"):
         update(linear, AutoNormal(linear), X)
