@@ -9,6 +9,7 @@ from numpyro_ebm import (
     models,
     modules,
     plots,
+    retrieval,
     units,
 )
 from numpyro_ebm.base import EnergyDistribution
@@ -161,6 +162,7 @@ __all__ = [
     "persistent_chains",
     "plots",
     "record_trajectory",
+    "retrieval",
     "svgd",
     "units",
     "update_counter",

@@ -10,6 +10,7 @@ from numpyro_ebm.plots.comparison import plot_bayes_factors, plot_bracket
 from numpyro_ebm.plots.density import plot_density, plot_likelihood
 from numpyro_ebm.plots.evidence import plot_log_weights, plot_trajectory
 from numpyro_ebm.plots.images import plot_samples, plot_weights
+from numpyro_ebm.plots.retrieval import plot_precision_recall
 
 __all__ = [
     "plot_bayes_factors",
@@ -17,6 +18,7 @@ __all__ = [
     "plot_density",
     "plot_likelihood",
     "plot_log_weights",
+    "plot_precision_recall",
     "plot_samples",
     "plot_trajectory",
     "plot_weights",
