@@ -54,6 +54,14 @@ def _deep_belief_network(**settings):
     return ebm.DBN([lower, top], **settings, recognition=[lower] if settings else None)
 
 
+def _autoencoder():
+    return ebm.models.Autoencoder.unroll(_deep_belief_network().layers, code_noise=4.0)
+
+
+def _classifier():
+    return ebm.models.DeepClassifier.on_top_of(_deep_belief_network().layers, 3)
+
+
 MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
@@ -72,6 +80,8 @@ MODELS = {
     "MADE": _made,
     "DBN": _deep_belief_network,
     "DBN, recognition weights": partial(_deep_belief_network, normalizer="exact"),
+    "autoencoder": _autoencoder,
+    "classifier": _classifier,
     "product": _binary_energy,
     "product of normals": _gaussian_product,
     "neural energy": _neural,

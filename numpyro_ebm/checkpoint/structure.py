@@ -74,9 +74,24 @@ def describe(node: Any, path: tuple[Any, ...] = ()) -> Any:
         return {type(node).__name__: parts}
     if node is None or jax.tree_util.all_leaves([node]):
         return {"leaf": keystr(path)}
+    names = _data_fields(node)
+    if names:
+        fields = {k: describe(getattr(node, k), (*path, GetAttrKey(k))) for k in names}
+        rest = {f.name for f in dataclasses.fields(node)} - {*names}
+        static = {k: to_json(getattr(node, k)) for k in sorted(rest)}
+        return {"class": class_name(type(node)), "fields": fields, "static": static}
     if dataclasses.is_dataclass(node) and not jax.tree.leaves(node):
         return {"class": class_name(type(node)), "fields": {}, "static": {"self": to_json(node)}}
     return {OPAQUE: class_name(type(node))}
+
+
+def _data_fields(node: Any) -> list[str]:
+    """Fields of a dataclass that is a pytree of them; nothing for what else there is."""
+    if not dataclasses.is_dataclass(node):
+        return []
+    pairs, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
+    keys = [path[0] for path, _ in pairs if path]
+    return [key.name for key in keys if isinstance(key, GetAttrKey)]
 
 
 def _parts(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,6 +176,13 @@ def _instance(cls: Any, fields: dict[str, Any], static: dict[str, Any]) -> Any:
         names, make = (cls.leaves, cls.static), cls._unflatten
     elif issubclass(cls, Unit):
         names, make = (cls.fields, ()), cls._unflatten
+    elif dataclasses.is_dataclass(cls):
+        own = {f.name for f in dataclasses.fields(cls)}
+        names = sorted(own & {*fields}), sorted(own - {*fields})
+
+        def make(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+            return cls(**dict(zip((*names[0], *names[1]), (*children, *aux), strict=True)))
+
     else:
         raise ValueError(f"checkpoint.load: expected the class of a model; got {cls.__name__}.")
     if set(names[0]) != set(fields) or set(names[1]) != set(static):
