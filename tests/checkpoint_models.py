@@ -62,6 +62,13 @@ def _classifier():
     return ebm.models.DeepClassifier.on_top_of(_deep_belief_network().layers, 3)
 
 
+def _factors(kind):
+    data = np.random.default_rng(0).normal(size=(9, 3))
+    scale = jnp.float32(0.5) if kind.shared_noise else _normals(1, 3) ** 2
+    params = {"loc": _normals(2, 3), "loadings": _normals(3, 3, 2), "scale": scale}
+    return {"model": kind(3, 2), "params": params, "data": data}
+
+
 MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
@@ -90,6 +97,8 @@ MODELS = {
     ),
     "units": lambda: [units.Spin(_normals(0, 3)), units.Gaussian(_normals(1, 2), jnp.ones(2))],
     "sigmoid belief network": _network,
+    "PPCA": partial(_factors, ebm.models.PPCA),
+    "factor analysis": partial(_factors, ebm.models.FactorAnalysis),
 }
 """How to build each model, or a tree that holds it."""
 FROM_CODE = ("neural energy", "neural energy with support")

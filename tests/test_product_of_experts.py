@@ -124,6 +124,38 @@ def test_two_rbms_are_one_with_the_hidden_units_of_both(visible):
     assert product.init_chain(jax.random.key(0), (4,)).shape == (4, *product.event_shape)
 
 
+def hidden_unit(params, v):
+    """One hidden unit of an RBM, summed out: an expert that reads the whole value."""
+    return -jax.nn.softplus(params["bias"] + v @ params["weights"])
+
+
+def experts_of(rbm):
+    """The experts of an RBM: its visible units by themselves, and each hidden unit."""
+    experts: list = [dist.Bernoulli(logits=rbm.visible_units.logits).to_event(1)]
+    for weights, bias in zip(rbm.weights.T, rbm.hidden_units.logits, strict=True):
+        params = {"weights": weights, "bias": bias}
+        options = {"event_shape": rbm.event_shape, "support": constraints.boolean}
+        experts.append(NeuralEnergy(hidden_unit, params, **options))
+    return ProductOfExperts(experts, normalizer="exact")
+
+
+def test_an_rbm_is_the_product_of_its_hidden_units():
+    """In every probability, and in the gradient by which either is trained."""
+    rbm = Case("Bernoulli", "Bernoulli", 44).build(normalizer="exact")
+    values = BruteForce(rbm).visible.values.astype(int)
+    log_prob = experts_of(rbm).log_prob(values)
+    np.testing.assert_allclose(log_prob, rbm.log_prob(values), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-5)
+    found, expected = (
+        jax.grad(lambda rbm, build=build: build(rbm).log_prob(values[3:5]).sum())(rbm)
+        for build in (experts_of, lambda rbm: rbm)
+    )
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-3, atol=1e-5)
+    for unit in ("visible_units", "hidden_units"):
+        pair = (getattr(rbm, unit).logits for rbm in (found, expected))
+        np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_units_of_different_kinds_in_one_expert():
     rbm = Case("Categorical+Spin", "Bernoulli", 43).build()

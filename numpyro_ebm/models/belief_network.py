@@ -13,11 +13,17 @@ import numpyro
 import numpyro.distributions as dist
 from jax.nn import softplus
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, ArrayLike, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Key, Num
 from numpyro.util import not_jax_tracer
+
+from numpyro_ebm.evidence import Evidence
+from numpyro_ebm.models.belief_bound import bound
+from numpyro_ebm.models.belief_posterior import BeliefPosterior, check_sizes
+from numpyro_ebm.models.rows import check_columns, drawn, rows_plate
 
 _LARGEST = 20
 """Binary logarithm of the number of pairs of states that are enumerated."""
+_NAME = "SigmoidBeliefNetwork"
 
 
 @jax.tree_util.register_static
@@ -124,7 +130,7 @@ class SigmoidBeliefNetwork:
             for k in range(self.num_layers, 0, -1):
                 h = numpyro.sample(f"hidden_{k}", _bernoulli(field))
                 field = h @ weights[k - 1].T + biases[k - 1]
-            visible: Any = numpyro.sample("visible", _bernoulli(field), obs=_drawn(data, rows))
+            visible: Any = numpyro.sample("visible", _bernoulli(field), obs=drawn(data, rows))
         return visible
 
     def recognition(
@@ -147,7 +153,7 @@ class SigmoidBeliefNetwork:
         biases = [self._bias("recognition_bias", k) for k in range(1, len(self.sizes))]
         weights = [self._weights("recognition_weights", k) for k in range(1, len(self.sizes))]
         with self._plate(data, num_rows, subsample_size) as rows:
-            h: Any = jnp.asarray(_drawn(data, rows))
+            h: Any = jnp.asarray(drawn(data, rows))
             for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
                 h = numpyro.sample(f"hidden_{k}", _bernoulli(h @ weight + bias))
 
@@ -182,6 +188,63 @@ class SigmoidBeliefNetwork:
             log_prob = logsumexp(_log_prob(below, field) + log_prob, axis=1)
         return log_prob
 
+    def posterior(
+        self, params: Mapping[str, Array], data: Num[ArrayLike, "rows num_visible"]
+    ) -> BeliefPosterior:
+        """Posterior of the hidden units of every row, an energy-based distribution.
+
+        Its log Z is the log-likelihood of the row, and its ``gibbs_step`` a sweep over the hidden
+        units; :class:`~numpyro_ebm.models.BeliefGibbs` does these in a NumPyro model.
+
+        Args:
+            params: Parameters by name, such as those of a finished ``SVI`` run.
+            data: Rows of 0 and 1.
+
+        Raises:
+            ValueError: ``params`` or ``data`` do not fit.
+        """
+        check_sizes(_NAME, params, self.sizes)
+        weights = [params[f"weights_{k}"] for k in range(1, len(self.sizes))]
+        biases = [params[f"bias_{k}"] for k in range(len(self.sizes))]
+        return BeliefPosterior(weights, biases, self._checked(data))
+
+    def variational_bound(
+        self,
+        rng_key: Key[Array, ""],
+        params: Mapping[str, Array],
+        data: Num[ArrayLike, "rows num_visible"],
+        *,
+        num_samples: int = 100,
+        importance_weighted: bool = False,
+    ) -> Evidence:
+        r"""Estimate a lower bound of the mean log-likelihood of rows, by the recognition network.
+
+        .. math:: \log p(x) \ge E_q \log \frac{p(x, h)}{q(h \mid x)}, \qquad
+            \log p(x) \ge E \log \frac{1}{S} \sum_{s=1}^S \frac{p(x, h_s)}{q(h_s \mid x)}
+
+        The first is an equality where q is the posterior; the second, importance weighted, is at
+        least as tight, and tends to the log-likelihood for many samples.
+
+        Args:
+            rng_key: Random key.
+            params: Parameters of model and recognition network by name.
+            data: Rows of 0 and 1.
+            num_samples: S, draws of the hidden units for each row.
+            importance_weighted: Whether to estimate the second bound.
+
+        Returns:
+            The bound, a mean over rows, in nats. Its standard error is that of the draws;
+            ``diagnostics``: ``bounds`` of the rows, ``num_rows`` and ``num_samples``.
+
+        Raises:
+            ValueError: ``params`` or ``data`` do not fit, or ``num_samples`` is less than 2.
+
+        References:
+            Burda, Grosse & Salakhutdinov (2016), "Importance Weighted Autoencoders", ICLR.
+        """
+        check_sizes(_NAME, params, self.sizes)
+        return bound(rng_key, params, self._checked(data), num_samples, importance_weighted)
+
     # ----- parts -----------------------------------------------------------------------------
 
     def _bias(self, name: str, k: int) -> Any:
@@ -196,31 +259,15 @@ class SigmoidBeliefNetwork:
         return numpyro.param(f"{name}_{k}", start)
 
     def _plate(self, data: Any, num_rows: int | None, subsample_size: int | None) -> numpyro.plate:
-        if data is None and num_rows is None:
-            raise ValueError("SigmoidBeliefNetwork: expected `data` or `num_rows`; got neither.")
         if data is not None:
             self._checked(data)
-            if num_rows is not None and subsample_size is None and num_rows != len(data):
-                subsample_size = len(data)
-        size = len(data) if num_rows is None else num_rows
-        return numpyro.plate("rows", size, subsample_size=subsample_size)
+        return rows_plate(_NAME, data, num_rows, subsample_size)
 
     def _checked(self, data: Any) -> Any:
-        if np.ndim(data) != 2 or np.shape(data)[1] != self.sizes[0]:
-            raise ValueError(
-                f"SigmoidBeliefNetwork: expected `data` of shape (rows, {self.sizes[0]}); got "
-                f"{np.shape(data)}."
-            )
+        found = check_columns(_NAME, data, self.num_visible)
         if not_jax_tracer(data) and not np.isin(np.asarray(data), (0, 1)).all():
             raise ValueError("SigmoidBeliefNetwork: expected `data` of 0 and 1; got other values.")
-        return jnp.asarray(data)
-
-
-def _drawn(data: Any, rows: Array) -> Any:
-    """The rows of the data that the plate has drawn, of those it was not given drawn already."""
-    if data is None or len(data) == len(rows):
-        return data
-    return numpyro.subsample(data, event_dim=1)
+        return found
 
 
 def _bernoulli(logits: Array) -> dist.Distribution:
