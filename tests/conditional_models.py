@@ -11,7 +11,7 @@ from helpers import BruteForce
 from jax.scipy.special import logsumexp
 from pairwise_models import CASES as PAIRWISE
 from pairwise_models import brute
-from registry import CONTINUOUS, PAIRINGS, Case
+from registry import PAIRINGS, UNBOUNDED, Case
 
 from numpyro_ebm import RBM, couplings
 
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 DISCRETE = [
     case
     for case in [*PAIRINGS, Case("Categorical+Spin", "Bernoulli", 105)]
-    if not any(kind in case.visible for kind in CONTINUOUS)
+    if not any(kind in case.visible for kind in UNBOUNDED)
 ]
 NAMES = ("BM dense", "BM hidden", "Ising 3x3", "Ising odd cycle", "Potts 2x3 free")
 MODELS = [case.name for case in DISCRETE] + list(NAMES)

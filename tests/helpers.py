@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
-from scipy.special import logsumexp
+from scipy.special import gammaln, logsumexp
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Relative error allowed in each precision."""
+LARGEST_COUNT = 48
+"""Larger counts have next to no probability at the rates of the registry."""
 SMALLEST_ERROR = 1e-5
 """Standard errors below this are rounding: the quantity does not vary."""
 
@@ -40,6 +42,8 @@ def _axes(unit):
     if kind == "ReLU":
         nodes, weights = leggauss(48)
         return [(6.5 * (nodes + 1), 6.5 * weights)] * shape[0]
+    if kind == "Poisson":
+        return [(np.arange(LARGEST_COUNT + 1), np.ones(LARGEST_COUNT + 1))] * shape[0]
     states = {"Bernoulli": [0, 1], "Spin": [-1, 1], "Categorical": range(shape[-1])}[kind]
     return [(np.asarray(states), np.ones(len(states)))] * shape[0]
 
@@ -69,7 +73,8 @@ def energy(unit, value):
     if kind in ("Gaussian", "ReLU"):
         loc, scale = arrays(unit)
         return (((value - loc) / scale) ** 2 / 2).sum(-1)
-    return -(features(unit, value) @ arrays(unit)[0].ravel())
+    own = gammaln(value + 1).sum(-1) if kind == "Poisson" else 0
+    return own - features(unit, value) @ arrays(unit)[0].ravel()
 
 
 def layer(unit):

@@ -17,6 +17,8 @@ from numpyro_ebm import RBM, units
 NUM_STATES = 3
 """States of a Categorical unit."""
 CONTINUOUS = ("Gaussian", "ReLU")
+UNBOUNDED = (*CONTINUOUS, "Poisson")
+"""Kinds of units with infinitely many states."""
 LARGEST_COUPLING = 0.5
 """Largest singular value of scale * weights * scale between unbounded layers."""
 
@@ -66,6 +68,7 @@ UNITS = {
     "Categorical": Kind(2, _discrete(units.Categorical, NUM_STATES)),
     "Gaussian": Kind(2, _quadratic(units.Gaussian)),
     "ReLU": Kind(2, _quadratic(units.ReLU)),
+    "Poisson": Kind(2, _discrete(units.Poisson)),
 }
 CONCATENATED = {
     "+".join(names): Kind(0, _concatenate(*names))
@@ -74,6 +77,7 @@ CONCATENATED = {
         ("Categorical", "Spin"),
         ("ReLU", "Categorical"),
         ("Gaussian", "ReLU", "Spin"),
+        ("Gaussian", "Poisson"),
     )
 }
 KINDS = UNITS | CONCATENATED
@@ -107,19 +111,31 @@ class Case(NamedTuple):
         if all(any(k in name for k in CONTINUOUS) for name in (self.visible, self.hidden)):
             matrix = weights.reshape(-1, visible.num_features, hidden.num_features)
             weights *= LARGEST_COUPLING / np.linalg.norm(matrix, 2, axis=(1, 2)).max() / 1.2**2
+        if {self.visible, self.hidden} == {"ReLU", "Poisson"}:  # only inhibition has a finite Z
+            weights = -np.abs(weights) / 8
         return RBM(jnp.asarray(dyadic(weights), dtype), visible, hidden, **kwargs)
 
 
+COUNTS = [
+    Case("Poisson", "Bernoulli", 31),
+    Case("Poisson", "Categorical", 32),
+    Case("Spin", "Poisson", 33),
+    Case("Poisson", "ReLU", 34),
+    Case("ReLU", "Poisson", 35),
+]
+"""Pairings with counts whose log Z is finite and can be summed."""
+_COUPLED = [kind for kind in UNITS if kind != "Poisson"]
 PAIRINGS = [
     Case(visible, hidden, seed)
-    for seed, (visible, hidden) in enumerate((v, h) for v in UNITS for h in UNITS)
-]
+    for seed, (visible, hidden) in enumerate((v, h) for v in _COUPLED for h in _COUPLED)
+] + COUNTS
 MULTIMODAL = [
     Case("Gaussian+Bernoulli", "Spin", 100),
     Case("Categorical", "Gaussian+Bernoulli", 101),
     Case("ReLU+Categorical", "Categorical+Spin", 102),
     Case("Gaussian+Bernoulli", "ReLU", 103),
     Case("Categorical+Spin", "Gaussian+ReLU+Spin", 104),
+    Case("Gaussian+Poisson", "Bernoulli", 105),
 ]
 BATCHED = [
     Case("Bernoulli", "Bernoulli", 200, ((3,), (3,), (3,))),

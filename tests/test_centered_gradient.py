@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import BruteForce
+from helpers import BruteForce, energy
 from loss_models import recorder
 from numpyro import handlers
 from numpyro.infer import SVI
@@ -24,6 +24,7 @@ from numpyro_ebm import (
 )
 
 LINEAR = ("Bernoulli", "Spin", "Categorical")
+OTHERS = ("Gaussian", "Poisson")
 PAIRS = [("Bernoulli", "Bernoulli"), ("Spin", "Bernoulli"), ("Categorical", "Spin")]
 NUM_ROWS, NUM_CHAINS = 9, 5
 
@@ -209,6 +210,21 @@ def test_energies_of_centered_parameters(visible, hidden):
     np.testing.assert_allclose(np.ptp(actual - (own - coupling)), 0, atol=1e-12)
 
 
+def test_energies_of_centered_parameters_of_other_units():
+    """Gaussian and Poisson units stand in the constant field that the offsets make."""
+    rng = np.random.default_rng(3)
+    visible = units.Concatenate([UNITS[kind].make(rng, 2, "float32") for kind in OTHERS])
+    hidden = UNITS["Bernoulli"].make(rng, 2, "float32")
+    weights, mu, center = rng.normal(size=(4, 2)), rng.normal(size=4), rng.uniform(size=2)
+    rbm = RBM.from_centered(weights, visible, hidden, mu, center)
+    v = np.array([[0.5, -1, 0, 3], [1.5, 2, 2, 0], [-0.5, 0, 1, 1]], np.float32)
+    h = np.array([[0, 1], [1, 1], [1, 0]])
+    coupling = ((v - mu) @ weights * (h - center)).sum(1)
+    expected = energy(visible, v) + energy(hidden, h) - coupling
+    actual = np.asarray(rbm.joint_energy(v, h))
+    np.testing.assert_allclose(actual - actual[0], expected - expected[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_number_is_an_offset_of_every_unit():
     one = RBM.from_centered(jnp.ones((4, 2)), jnp.zeros(4), jnp.zeros(2), 0.25, 0.5)
     every = RBM.from_centered(
@@ -289,7 +305,7 @@ def partly_fixed(data):
 REFUSED = {
     "prior": (with_prior, "without latent sites.*got 'weights'.*RBM.from_centered"),
     "factor": (with_factor, "without latent sites and factors.*got 'decay'"),
-    "Gaussian units": (gaussian, "Bernoulli, Spin or Categorical.*`visible` Gaussian"),
+    "Gaussian units": (gaussian, "Bernoulli, Spin, Categorical or Poisson.*`visible` Gaussian"),
     "Ising": (lattice, 'Ising has no centered gradient.*gradient="plain"'),
     "batch": (batched, r"without batch dimensions; got batch shape \(3,\)"),
     "a bias that is not trained": (partly_fixed, "all trained.*hidden is constant"),
@@ -314,5 +330,3 @@ def test_unknown_gradient(loss):
 def test_offsets_that_do_not_fit():
     with pytest.raises(ValueError, match=r"`visible_offset` to be one number or of shape \(4,\)"):
         RBM.from_centered(jnp.ones((4, 2)), jnp.zeros(4), jnp.zeros(2), jnp.zeros(3), 0.5)
-    with pytest.raises(ValueError, match="RBM.from_centered: expected Bernoulli.*`visible` Gauss"):
-        RBM.from_centered(jnp.ones((4, 2)), units.Gaussian(jnp.zeros(4)), jnp.zeros(2), 0.5, 0.5)

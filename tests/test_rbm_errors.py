@@ -7,6 +7,7 @@ from numpyro_ebm import RBM, units
 
 W = jnp.zeros((3, 2))
 NORMAL, RECTIFIED = units.Gaussian(jnp.zeros(2)), units.ReLU(jnp.zeros(2))
+COUNTS = units.Poisson(jnp.zeros(2))
 STRONG = jnp.array([[2.0, 0.5], [0.5, 2.0]])
 
 BAD_MODELS = [
@@ -31,6 +32,10 @@ BAD_MODELS = [
     (lambda: RBM(STRONG, NORMAL, NORMAL), "Gaussian visible and Gaussian hidden .* normalized"),
     (lambda: RBM(STRONG, NORMAL, RECTIFIED), "indefinite"),
     (lambda: RBM(STRONG, RECTIFIED, RECTIFIED), "indefinite .* is 2.5, expected below 1"),
+    (lambda: RBM(0.1 * STRONG, COUNTS, NORMAL), "Poisson visible and Gaussian .* beside counts"),
+    (lambda: RBM(-STRONG, NORMAL, COUNTS), "weights to Gaussian units must be 0"),
+    (lambda: RBM(-STRONG.at[0, 0].set(0.1), COUNTS, RECTIFIED), "unbounded ones at most 0"),
+    (lambda: RBM(STRONG, COUNTS, COUNTS), "cannot be normalized"),
     (lambda: RBM(jnp.stack([0 * STRONG, STRONG]), NORMAL, NORMAL), "cannot be normalized"),
 ]
 
@@ -53,6 +58,18 @@ def test_parameters_of_a_wrong_type(argument, name, wrong):
 def test_normalizer_of_a_wrong_type():
     with pytest.raises(TypeError, match="`normalizer` to be one of .* got NoneType"):
         RBM(W, jnp.zeros(3), jnp.zeros(2), normalizer=None)
+
+
+def test_counts_beside_units_that_they_do_not_excite():
+    for other in (COUNTS, RECTIFIED, units.Spin(jnp.zeros(2))):
+        RBM(-STRONG, COUNTS, other)
+    mixed = units.Concatenate([COUNTS, NORMAL])
+    blocks = jnp.zeros((4, 4)).at[:2, :2].set(-STRONG).at[2:, 2:].set(0.1 * STRONG)
+    RBM(blocks, mixed, mixed)
+    with pytest.raises(ValueError, match="beside counts"):
+        RBM(blocks.at[0, 3].set(0.1), mixed, mixed)
+    with pytest.raises(ValueError, match="indefinite"):
+        RBM(blocks.at[2:, 2:].set(STRONG), mixed, mixed)
 
 
 def test_strong_inhibition_between_rectified_units_is_normalizable():

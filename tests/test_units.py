@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import arrays, assert_close, assert_moments, energy, features, layer
-from registry import CONCATENATED, CONTINUOUS, KINDS, UNITS, member_of_unit
+from registry import CONCATENATED, CONTINUOUS, KINDS, UNBOUNDED, UNITS, member_of_unit
 from scipy.special import log_ndtr, logsumexp
 
 from numpyro_ebm import units
@@ -120,7 +120,7 @@ def test_draws(kind):
         assert_moments(np.column_stack([features(unit, values), squares]), mean)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if not any(c in k for c in CONTINUOUS)])
+@pytest.mark.parametrize("kind", [k for k in KINDS if not any(c in k for c in UNBOUNDED)])
 def test_states_are_all_states(kind):
     unit = make(kind)
     values, log_weight = unit.states(jnp.arange(unit.num_states))
@@ -161,6 +161,8 @@ def test_strong_fields(kind, field, dtype):
         if kind == "ReLU":
             expected += log_ndtr(loc / scale + scale * field)
         expected = expected.sum()
+    elif kind == "Poisson":
+        expected = np.exp(arrays(unit)[0] + field).sum()
     else:
         expected = logsumexp(log_terms(unit, many)[1])
     log_partition, mean = log_partition_and_mean(unit, many)
@@ -182,7 +184,7 @@ def test_interpolation_mixes_energies(kind):
         np.testing.assert_allclose(own - own[0], mixed - mixed[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["Bernoulli", "Spin", "Categorical", "Gaussian"])
+@pytest.mark.parametrize("kind", ["Bernoulli", "Spin", "Categorical", "Gaussian", "Poisson"])
 def test_base_rate_has_the_moments(kind):
     unit = make(kind)
     mean = unit.mean(fields(unit, "float32"))
@@ -194,6 +196,15 @@ def test_base_rate_has_the_moments(kind):
 
 
 @all_kinds
+def test_a_constant_field_joins_the_energy(kind):
+    unit = make(kind)
+    values, field = some_values(unit), fields(unit, "float32")
+    within = np.asarray(jax.jit(lambda v: unit.in_field(field).energy(v))(values))
+    expected = energy(unit, values) - features(unit, values) @ np.asarray(field, np.float64)
+    np.testing.assert_allclose(within - within[0], expected - expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "Poisson" not in k])
 def test_tilt_multiplies_by_the_factor(kind):
     unit = make(kind)
     values = some_values(unit)
@@ -224,6 +235,7 @@ SUPPORTS = {
     "Categorical": ([[0, 2], [1.0, 0.0]], [[0, 3], [-1, 0], [0.5, 1], [np.nan, 1]]),
     "Gaussian": ([[-3.5, 2]], [[np.nan, 0], [np.inf, 0]]),
     "ReLU": ([[0.0, 2.5]], [[-0.1, 1], [np.nan, 0]]),
+    "Poisson": ([[0, 900], [2.0, 0.0]], [[-1, 0], [0.5, 1], [np.nan, 1]]),
 }
 
 
@@ -246,7 +258,7 @@ def test_support_of_concatenated_units(kind):
     unit = make(kind)
     values = layer(unit).values[:1]
     assert unit.support(values) == unit.support(jnp.asarray(values))
-    assert not unit.support(np.where(np.arange(values.size) == values.size - 1, 9, values))
+    assert not unit.support(np.where(np.arange(values.size) == values.size - 1, -9.5, values))
     assert unit.support.feasible_like(jnp.asarray(values)).shape == values.shape
     assert hash(unit.support) == hash(make(kind).support)
     assert unit.support == make(kind).support
@@ -258,6 +270,8 @@ BAD = [
     (lambda: units.Bernoulli(jnp.zeros(0)), ValueError, "at least one unit"),
     (lambda: units.Bernoulli("logits"), TypeError, "expected an array for `logits`; got str"),
     (lambda: units.Spin(jnp.array([jnp.inf])), ValueError, "finite `field`"),
+    (lambda: units.Poisson(jnp.array([0.0, jnp.inf])), ValueError, "finite `log_rate`"),
+    (lambda: units.Poisson(jnp.zeros(2)).tilt(lambda x: x, (2,)), ValueError, "Poisson: a likel"),
     (lambda: units.Categorical(jnp.zeros(3)), ValueError, r"\(..., n, q\)"),
     (lambda: units.Categorical(jnp.zeros((3, 1))), ValueError, "q >= 2"),
     (lambda: units.Gaussian(jnp.zeros(2), 0.0), ValueError, "positive `scale`; got .* 0.0"),

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 def check_linear(rbm: RBMSweeps, owner: str) -> None:
-    """Refuse layers whose energy is not linear in their features.
+    """Refuse layers whose energy is not linear in their only parameter.
 
     Raises:
-        ValueError: A layer is not of Bernoulli, Spin or Categorical units.
+        ValueError: A layer is not of Bernoulli, Spin, Categorical or Poisson units.
     """
     for name, unit in (("visible", rbm.visible_units), ("hidden", rbm.hidden_units)):
         if not isinstance(unit, LinearUnit):
             raise ValueError(
-                f"{owner}: expected Bernoulli, Spin or Categorical units on both sides, whose "
-                f"energy is linear in their features; got `{name}` {type(unit).__name__}."
+                f"{owner}: expected Bernoulli, Spin, Categorical or Poisson units on both sides, "
+                "whose parameters enter the energy linearly; got "
+                f"`{name}` {type(unit).__name__}."
             )
 
 
@@ -38,9 +39,8 @@ def uncentered(
     :math:`\mu, \lambda` of visible and hidden features.
 
     Raises:
-        ValueError: An offset does not fit, or a layer is not linear.
+        ValueError: An offset does not fit.
     """
-    check_linear(rbm, "RBM.from_centered")
     offsets = []
     for name, unit, offset in (
         ("visible_offset", rbm.visible_units, visible_offset),
@@ -57,12 +57,7 @@ def uncentered(
     matrix = rbm.weight_matrix
     down = jnp.einsum("...fg,...g->...f", matrix, offsets[1], precision="highest")
     up = jnp.einsum("...fg,...f->...g", matrix, offsets[0], precision="highest")
-    return _shifted(rbm.visible_units, down), _shifted(rbm.hidden_units, up)
-
-
-def _shifted(unit: Any, shift: Float[Array, "*batch f"]) -> Unit:
-    parameter = jnp.asarray(getattr(unit, unit.fields[0]))
-    return type(unit)(parameter - shift.reshape(*shift.shape[:-1], *unit.feature_shape))
+    return rbm.visible_units.in_field(-down), rbm.hidden_units.in_field(-up)
 
 
 def with_centered_gradient(

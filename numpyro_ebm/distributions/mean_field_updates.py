@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 
 from numpyro_ebm.units.concatenate import Concatenate
 from numpyro_ebm.units.continuous import Gaussian
+from numpyro_ebm.units.counts import Poisson
 from numpyro_ebm.units.unit import LinearUnit, Unit
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def check_mean_field(unit: Unit) -> None:
         ValueError: Some units are neither linear in their features nor Gaussian.
     """
     for part in unit.units if isinstance(unit, Concatenate) else (unit,):
-        if not isinstance(part, LinearUnit | Gaussian):
+        if isinstance(part, Poisson) or not isinstance(part, LinearUnit | Gaussian):
             raise ValueError(
                 "Mean-field updates: expected Bernoulli, Spin, Categorical or Gaussian `visible` "
                 f"units; got {type(part).__name__}. Use ebm.ContrastiveDivergence."

@@ -114,12 +114,14 @@ class RBM(RBMSweeps):
         .. math:: E(v, h) = -(v - \mu)^T W (h - \lambda) - b^T v - c^T h
 
         up to a constant: biases of the plain form are :math:`b - W \lambda` and
-        :math:`c - W^T \mu`. Learning is better conditioned in (W, b, c) when the offsets are near
-        the means of the units; any fixed offsets, and priors on the parameters, are right.
+        :math:`c - W^T \mu`, and units that are not linear stand in the constant fields
+        :math:`-W \lambda` and :math:`-W^T \mu`. Learning is better conditioned in (W, b, c) when
+        the offsets are near the means of the units; any fixed offsets, and priors on the
+        parameters, are right.
 
         Args:
             weights: W, as in the constructor.
-            visible: Bernoulli logits b, or Bernoulli, Spin or Categorical units.
+            visible: Bernoulli logits b, or any units.
             hidden: c, likewise.
             visible_offset: :math:`\mu`, one number or of the shape of the visible features, such
                 as the means of the data.
@@ -127,7 +129,7 @@ class RBM(RBMSweeps):
             **kwargs: ``normalizer`` and ``validate_args``, passed to the constructor.
 
         Raises:
-            ValueError: Shapes do not match, or units are continuous.
+            ValueError: Shapes do not match.
 
         Example:
             >>> import jax.numpy as jnp, numpyro_ebm as ebm

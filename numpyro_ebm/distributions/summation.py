@@ -148,7 +148,7 @@ def _reach(unit: ReLU, other: Unit, matrix: Array) -> Float[Array, " n"]:
     at_rest = other.mean(jnp.zeros(spread.shape, matrix.dtype))
     drift = jnp.where(spread > 0, matrix * at_rest, jnp.abs(matrix)).sum(1)
     slope = unit.loc / unit.scale**2 + drift
-    coupled = matrix * spread
+    coupled = jnp.where(matrix == 0, 0, matrix * spread)
     precision = jnp.diag(1 / unit.scale**2) - coupled @ coupled.T
     covariance = jnp.linalg.inv(precision)
     deviation = jnp.sqrt(jnp.diag(covariance))
@@ -258,7 +258,8 @@ def check_normalizable(rbm: RBM) -> None:
 
     With scales whitened into the weights, :math:`A = \sigma_v W \sigma_h` over the unbounded
     features, Z is finite if the largest singular value of A is below 1 (and for Gaussian pairs
-    only then). Between nonnegative units only positive couplings count.
+    only then). Between nonnegative units only positive couplings count. Counts, of infinite scale,
+    allow no such coupling to unbounded units at all.
     """
     if not all(not_jax_tracer(leaf) for leaf in jax.tree.leaves(rbm)):
         return
@@ -267,11 +268,23 @@ def check_normalizable(rbm: RBM) -> None:
     column = np.broadcast_to(hidden.feature_scale, hidden.batch_shape + (hidden.num_features,))
     if not row.any() or not column.any():
         return
-    whitened = row[..., :, None] * np.asarray(rbm.weight_matrix) * column[..., None, :]
     both = np.logical_and.outer(
         np.broadcast_to(visible.nonnegative, (visible.num_features,)),
         np.broadcast_to(hidden.nonnegative, (hidden.num_features,)),
     )
+    weights = np.asarray(rbm.weight_matrix)
+    scales = row[..., :, None], column[..., None, :]
+    unbounded = (scales[0] > 0) & (scales[1] > 0) & (weights != 0)
+    finite = np.isfinite(scales[0]) & np.isfinite(scales[1])
+    if np.any(unbounded & ~finite & ~(both & (weights < 0))):
+        raise ValueError(
+            f"RBM: {type(visible).__name__} visible and {type(hidden).__name__} hidden units with "
+            "these weights have a density that cannot be normalized: beside counts, weights to "
+            "Gaussian units must be 0 and those to nonnegative unbounded ones at most 0. Use "
+            "bounded units in one layer, such as Bernoulli."
+        )
+    factors = [np.where(np.isfinite(scale), scale, 0) for scale in scales]
+    whitened = factors[0] * weights * factors[1]
     norms = [
         np.linalg.norm(m, 2, axis=(-2, -1)).max()
         for m in (whitened, np.where(both, np.maximum(whitened, 0), whitened))

@@ -269,6 +269,11 @@ class Concatenate(Unit):
         """Broadcast every unit's parameters to a batch shape."""
         return type(self)([unit.expand(batch_shape) for unit in self.units])
 
+    def in_field(self, field: Float[Array, "*batch features"]) -> Self:
+        """Each unit in its stretch of the field."""
+        pieces = _split(jnp.asarray(field), self._widths)
+        return type(self)([u.in_field(f) for u, f in zip(self.units, pieces, strict=True)])
+
     def interpolate(self, base: Self, beta: Float[ArrayLike, ""]) -> Self:
         """Interpolate unit by unit."""
         pairs = zip(self.units, base.units, strict=True)

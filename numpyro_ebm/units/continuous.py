@@ -55,6 +55,11 @@ class _Quadratic(Unit):
         quadratic = field * (self.loc + 0.5 * self.scale**2 * field)
         return quadratic + jnp.log(self.scale) + _HALF_LOG_2PI
 
+    def in_field(self, field: Float[Array, "*batch n"]) -> Self:
+        r"""Move the location to :math:`\mu + \sigma^2 f`."""
+        loc = self._shifted(field)
+        return type(self)._unflatten(None, (loc, jnp.broadcast_to(self.scale, loc.shape)))
+
     def interpolate(self, base: Self, beta: Float[ArrayLike, ""]) -> Self:
         """Mix precisions and precision-weighted means; the precision never falls to zero."""
         precision = (1 - beta) / base.scale**2 + beta / self.scale**2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +154,14 @@ class Unit:
 
     # ----- relatives -----------------------------------------------------------------------
 
+    def in_field(self, field: Float[Array, "*batch features"]) -> Self:
+        """Return units whose energy has a constant field absorbed, up to a constant.
+
+        Args:
+            field: Added to the natural parameters, ``batch + (num_features,)``.
+        """
+        raise TypeError(f"{type(self).__name__} does not define `in_field`.")
+
     def interpolate(self, base: Self, beta: Float[ArrayLike, ""]) -> Self:
         """Natural parameters ``(1 - beta) base + beta self``."""
         return jax.tree.map(lambda a, b: (1.0 - beta) * a + beta * b, base, self)
@@ -241,6 +249,12 @@ class LinearUnit(Unit):
     ) -> Float[Array, "*batch"]:
         """Energy of a value less that by ``other``; parameters are subtracted first."""
         return -_dot(self.features(value), self._weights - other._weights)
+
+    def in_field(self, field: Float[Array, "*batch features"]) -> Self:
+        """Add the field to the parameter."""
+        field = jnp.asarray(field)
+        parameter, kind = jnp.asarray(getattr(self, self.fields[0])), cast(Any, type(self))
+        return kind(parameter + field.reshape(*field.shape[:-1], *self.feature_shape))
 
 
 def _dot(x: Float[Array, "*batch f"], y: Float[Array, "*other f"]) -> Float[Array, "*shape"]:
