@@ -1,10 +1,12 @@
 """Energy-based models as NumPyro distributions."""
 
 from numpyro_ebm.distributions.boltzmann import BoltzmannMachine
+from numpyro_ebm.distributions.class_rbm import ClassRBM
 from numpyro_ebm.distributions.dbn import DBN
 from numpyro_ebm.distributions.ising import Ising
 from numpyro_ebm.distributions.made import MADE
 from numpyro_ebm.distributions.moment_path import MomentPath
+from numpyro_ebm.distributions.multimodal import MultimodalRBM
 from numpyro_ebm.distributions.nade import NADE
 from numpyro_ebm.distributions.neural import NeuralEnergy
 from numpyro_ebm.distributions.potts import Potts
@@ -17,8 +19,10 @@ __all__ = [
     "NADE",
     "RBM",
     "BoltzmannMachine",
+    "ClassRBM",
     "Ising",
     "MomentPath",
+    "MultimodalRBM",
     "NeuralEnergy",
     "Potts",
     "ProductOfExperts",
