@@ -148,6 +148,10 @@ KERNELS = {
     ),
     "MALAStep": Row(kernels.MALAStep(0.8), CONTINUOUS),
     "MALAStep of 3": Row(kernels.MALAStep(0.4, num_steps=3), ("RBM mixture",)),
+    "GibbsLangevinStep": Row(
+        kernels.GibbsLangevinStep(0.8, num_steps=3),
+        ("RBM mixture", "RBM rectified", "RBM Gaussian"),
+    ),
     "SwendsenWangStep": Row(
         kernels.SwendsenWangStep(), ("Ising 3x3 fields", "Ising 4x4", "Potts 4x4")
     ),

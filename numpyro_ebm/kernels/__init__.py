@@ -4,6 +4,7 @@ from numpyro_ebm.kernels.cluster import SwendsenWang, SwendsenWangStep, Wolff, W
 from numpyro_ebm.kernels.discrepancy import SteinDiscrepancy, kernelized_stein_discrepancy
 from numpyro_ebm.kernels.discrete_langevin import DiscreteLangevin, DiscreteLangevinStep
 from numpyro_ebm.kernels.gibbs import BlockGibbs, GibbsSweeps
+from numpyro_ebm.kernels.gibbs_langevin import GibbsLangevinStep
 from numpyro_ebm.kernels.gibbs_with_gradients import GibbsWithGradients, GibbsWithGradientsStep
 from numpyro_ebm.kernels.mala import MALA, MALAStep
 from numpyro_ebm.kernels.moments import RunningMoments
@@ -27,6 +28,7 @@ __all__ = [
     "svgd",
     "DiscreteLangevin",
     "DiscreteLangevinStep",
+    "GibbsLangevinStep",
     "GibbsWithGradients",
     "GibbsWithGradientsStep",
     "ParallelTempering",

@@ -91,12 +91,7 @@ class LangevinStep:
         check_positive(self._name, "step_size", self.step_size)
         object.__setattr__(self, "step_size", float(self.step_size))
         for name, least in (("num_steps", 1), ("num_warmup", 0)):
-            number = getattr(self, name)
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                kind = "a positive" if least else "a nonnegative"
-                raise ValueError(
-                    f"{self._name}: expected `{name}` to be {kind} integer; got {number!r}."
-                )
+            check_count(self._name, name, getattr(self, name), least)
 
     @property
     def _name(self) -> str:
@@ -278,3 +273,10 @@ def check_positive(name: str, argument: str, number: Any) -> None:
         raise ValueError(
             f"{name}: expected `{argument}` to be positive and finite; got {number!r}."
         )
+
+
+def check_count(name: str, argument: str, number: Any, least: int) -> None:
+    """Refuse what is not an integer of at least 0 or 1."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        kind = "a positive" if least else "a nonnegative"
+        raise ValueError(f"{name}: expected `{argument}` to be {kind} integer; got {number!r}.")
