@@ -73,6 +73,14 @@ MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
     "RBM, known log Z": partial(SINGLE[1].build, normalizer=jnp.float32(3.0)),
+    "class RBM": lambda: ebm.ClassRBM(
+        _normals(0, 6, 2), (_normals(1, 3), _normals(2, 3)), [0.0, 1.0]
+    ),
+    "multimodal RBM": lambda: ebm.MultimodalRBM(
+        _normals(0, 4, 2),
+        [units.Gaussian(_normals(1, 2)), units.Poisson(_normals(2, 2))],
+        [0.0, 1.0],
+    ),
     "Boltzmann machine": lambda: ebm.BoltzmannMachine(_MATRIX, _normals(0, 3)),
     "with hidden units": lambda: ebm.BoltzmannMachine(_MATRIX, _normals(0, 3), num_visible=2),
     "batch": lambda: ebm.BoltzmannMachine(np.stack([_MATRIX, -_MATRIX]), _normals(0, 2, 3)),
