@@ -152,7 +152,7 @@ def test_training_classifies(way):
     with handlers.substitute(data=result.params):
         rbm = rbm_of_params()
     found = rbm.conditional_label(INPUTS).logits.argmax(-1)
-    assert np.mean(found == LABELS) > 0.9
+    assert np.mean(found == LABELS) > 0.8  # chance is a third
     if way != "discriminative":  # it knows what examples of each class look like
         inputs = rbm.conditional_inputs(np.arange(NUM_CLASSES)).sample(jax.random.key(1), (500,))
         assert np.all(np.round(inputs.mean(0)) == PROTOTYPES)
