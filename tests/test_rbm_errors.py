@@ -34,7 +34,7 @@ BAD_MODELS = [
     (lambda: RBM(STRONG, RECTIFIED, RECTIFIED), "indefinite .* is 2.5, expected below 1"),
     (lambda: RBM(0.1 * STRONG, COUNTS, NORMAL), "Poisson visible and Gaussian .* beside counts"),
     (lambda: RBM(-STRONG, NORMAL, COUNTS), "weights to Gaussian units must be 0"),
-    (lambda: RBM(-STRONG.at[0, 0].set(0.1), COUNTS, RECTIFIED), "unbounded ones at most 0"),
+    (lambda: RBM((-STRONG).at[0, 0].set(0.1), COUNTS, RECTIFIED), "unbounded ones at most 0"),
     (lambda: RBM(STRONG, COUNTS, COUNTS), "cannot be normalized"),
     (lambda: RBM(jnp.stack([0 * STRONG, STRONG]), NORMAL, NORMAL), "cannot be normalized"),
 ]
