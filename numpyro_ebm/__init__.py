@@ -15,6 +15,7 @@ from numpyro_ebm import (
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.diagnostics import nested_rhat
 from numpyro_ebm.distributions import (
+    DBM,
     DBN,
     MADE,
     NADE,
@@ -91,6 +92,7 @@ from numpyro_ebm.training import (
 )
 
 __all__ = [
+    "DBM",
     "DBN",
     "MADE",
     "MALA",

@@ -2,6 +2,7 @@
 
 from numpyro_ebm.distributions.boltzmann import BoltzmannMachine
 from numpyro_ebm.distributions.class_rbm import ClassRBM
+from numpyro_ebm.distributions.dbm import DBM
 from numpyro_ebm.distributions.dbn import DBN
 from numpyro_ebm.distributions.ising import Ising
 from numpyro_ebm.distributions.made import MADE
@@ -14,6 +15,7 @@ from numpyro_ebm.distributions.product import ProductOfExperts
 from numpyro_ebm.distributions.rbm import RBM
 
 __all__ = [
+    "DBM",
     "DBN",
     "MADE",
     "NADE",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from numpyro_ebm.base import Chain
+from numpyro_ebm.base import Chain, EnergyDistribution
 from numpyro_ebm.units import Unit
 
 if TYPE_CHECKING:
@@ -39,20 +39,8 @@ class BaseRatePath:
     @classmethod
     def of(cls, target: RBM, rng_key: Key[Array, ""], base: Any = None) -> BaseRatePath:
         """Choose the base: a visible unit, data, or (``None``) the model's own mean."""
-        visible = target.visible_units
-        if isinstance(base, Unit):
-            _check_unit(base, visible)
-            return cls(target, base)
-        if base is None:
-            return cls(target, _own_base(target, rng_key))
-        base = _as_data(base)
-        if base.ndim != 2 or base.shape[0] == 0:
-            raise ValueError(
-                f"RBM: expected `base` data of shape (n, {visible.shape[0]}) with n >= 1; got "
-                f"{base.shape}."
-            )
-        target.check_value(base, "base", as_rows=True)
-        return cls(target, _data_base(visible, base))
+        chosen = visible_base(target, target.visible_units, base)
+        return cls(target, own_base(target, rng_key) if chosen is None else chosen)
 
     @property
     def log_z0(self) -> Float[Array, ""]:
@@ -104,7 +92,36 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def _check_unit(base: Unit, visible: Unit) -> None:
+def visible_base(owner: EnergyDistribution, visible: Unit, base: Any) -> Unit | None:
+    """Independent visible units from what is given: a unit, or data; ``None`` stays ``None``.
+
+    Raises:
+        TypeError: ``base`` is neither.
+        ValueError: It does not fit the visible units.
+    """
+    name = type(owner).__name__
+    if base is None:
+        return None
+    if isinstance(base, Unit):
+        _check_unit(name, base, visible)
+        return base
+    try:
+        base = jnp.asarray(base)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: expected `base` to be data of shape (n, num_visible), a visible unit, or "
+            f"None; got {type(base).__name__}."
+        ) from error
+    if base.ndim != 2 or base.shape[0] == 0:
+        raise ValueError(
+            f"{name}: expected `base` data of shape (n, {visible.shape[0]}) with n >= 1; got "
+            f"{base.shape}."
+        )
+    owner.check_value(base, "base", as_rows=True)
+    return _data_base(visible, base)
+
+
+def _check_unit(name: str, base: Unit, visible: Unit) -> None:
     """Raise unless ``base`` is of the same kind and size as the visible units."""
     pairs = zip(jax.tree.leaves(base), jax.tree.leaves(visible), strict=False)
     fits = jax.tree.structure(base) == jax.tree.structure(visible) and all(
@@ -112,19 +129,9 @@ def _check_unit(base: Unit, visible: Unit) -> None:
     )
     if not fits:
         raise ValueError(
-            f"RBM: expected `base` of the visible units' kind and size, {visible!r} with features "
-            f"{visible.feature_shape}; got {base!r} with features {base.feature_shape}."
+            f"{name}: expected `base` of the visible units' kind and size, {visible!r} with "
+            f"features {visible.feature_shape}; got {base!r} with features {base.feature_shape}."
         )
-
-
-def _as_data(base: Any) -> Array:
-    try:
-        return jnp.asarray(base)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            "RBM: expected `base` to be data of shape (n, num_visible), a visible unit, or None; "
-            f"got {type(base).__name__}."
-        ) from error
 
 
 def _unbiased(unit: Unit) -> Unit:
@@ -144,7 +151,7 @@ def _data_base(visible: Unit, data: Array) -> Unit:
 
 
 @jax.jit
-def _own_base(target: RBM, rng_key: Key[Array, ""]) -> Unit:
+def own_base(target: RBM, rng_key: Key[Array, ""]) -> Unit:
     """The visible unit with the moments that the model has in short Gibbs chains."""
     key_init, key_run, key_last = jax.random.split(rng_key, 3)
 

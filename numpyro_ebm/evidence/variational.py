@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Float64, Key, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Key, Num
 
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.evidence.ais import ais
@@ -34,8 +35,8 @@ def variational_bound(
 
     .. math:: \log p(v) \ge \mathrm{E}_{q(h \mid v)} [\log p^*(v, h) - \log q(h \mid v)] - \log Z
 
-    For a Boltzmann machine with hidden units, a DBM among them, q is the mean-field solution and
-    the expectation exact. For a deep belief network, a :class:`~numpyro_ebm.DBN` or its restricted
+    For a DBM, or a Boltzmann machine with hidden units, q is the mean-field solution and the
+    expectation exact. For a deep belief network, a :class:`~numpyro_ebm.DBN` or its restricted
     Boltzmann machines from the data up,
 
     .. math:: \log p^*(v, h) = \log p(v \mid h_1) + \dots + \log p(h_{L-2} \mid h_{L-1})
@@ -46,25 +47,25 @@ def variational_bound(
 
     Args:
         rng_key: Random key.
-        model: A Boltzmann machine or Ising model with hidden units, a DBN, or a sequence of RBMs of
-            which each has the hidden units of the one below as its visible units.
+        model: A DBM, a Boltzmann machine or Ising model with hidden units, a DBN, or a sequence of
+            RBMs of which each has the hidden units of the one below as its visible units.
         data: Values of shape ``(rows, *event)``.
         log_z: Log Z of the Boltzmann machine, or of the top RBM; by default from :func:`ais`.
         num_samples: Draws of the hidden layers for each row of a deep belief network.
-        num_iterations: Mean-field iterations for a Boltzmann machine.
+        num_iterations: Mean-field iterations for a DBM or Boltzmann machine, at most.
 
     Returns:
         The bound, a mean over rows, in nats. Its standard error is that of log Z and of the draws,
         for these rows; how far the bound is below the log-likelihood it does not tell.
-        ``diagnostics``: ``bounds`` of the rows, ``num_rows``, ``log_z``, ``log_z_std_error`` and
-        ``draws_std_error``.
+        ``diagnostics``: ``bounds`` of the rows, ``num_rows``, ``log_z``, ``log_z_std_error``,
+        ``draws_std_error`` and ``num_not_converged``, rows of a DBM whose means still moved.
 
     Raises:
         TypeError: ``model`` is neither.
         ValueError: The layers or the data do not fit, or a number is too small.
 
     Warns:
-        EvidenceWarning: What is doubtful of log Z.
+        EvidenceWarning: What is doubtful of log Z, or means that have not converged.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro_ebm as ebm
@@ -88,17 +89,20 @@ def variational_bound(
     iterations = at_least(_NAME, num_iterations, 1, "num_iterations")
     if log_z is None:
         log_z = ais(key_z, top)
-    bounds, variance = [], []
+    bounds, variance, num_stuck = [], [], 0
     for i in range(0, len(rows), _ROWS_AT_A_TIME):
         part = jnp.asarray(rows[i : i + _ROWS_AT_A_TIME])
         if layers[0] is model:
-            found = _of_mean_field(model, part, iterations)
+            *found, stuck = _of_mean_field(model, part, iterations)
+            num_stuck += stuck
         else:
             machines = layers, recognition
             found = _of_layers(jax.random.fold_in(key_draws, i), machines, part, draws)
         bounds.append(found[0])
         variance.append(found[1])
-    return _evidence(np.concatenate(bounds), np.concatenate(variance), log_z)
+    doubts = _doubts_of_mean_field(num_stuck, len(rows), iterations)
+    bound = _evidence(np.concatenate(bounds), np.concatenate(variance), log_z, doubts)
+    return replace(bound, diagnostics={**bound.diagnostics, "num_not_converged": num_stuck})
 
 
 def _layers(model: Any) -> tuple[Any, ...]:
@@ -146,13 +150,32 @@ def _rows(bottom: EnergyDistribution, data: Any) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames="num_iterations")
-def _mean_field_bounds(model: Any, rows: Array, num_iterations: int) -> Float[Array, " rows"]:
-    return -model.variational_energy(rows, model.mean_field(rows, num_iterations))
+def _mean_field_bounds(
+    model: Any, rows: Array, num_iterations: int
+) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
+    """Bounds, and which rows have converged where the model says so."""
+    found = model.mean_field(rows, num_iterations)
+    converged = getattr(found, "converged", jnp.ones(len(rows), bool))
+    return -model.variational_energy(rows, found), converged
 
 
-def _of_mean_field(model: Any, rows: Array, num_iterations: int) -> tuple[np.ndarray, np.ndarray]:
-    bounds = np.asarray(_mean_field_bounds(model, rows, num_iterations), np.float64)
-    return bounds, np.zeros_like(bounds)
+def _of_mean_field(
+    model: Any, rows: Array, num_iterations: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Bounds, their variances, and the number of rows that have not converged."""
+    bounds, converged = _mean_field_bounds(model, rows, num_iterations)
+    bounds = np.asarray(bounds, np.float64)
+    return bounds, np.zeros_like(bounds), int(np.sum(~np.asarray(converged)))
+
+
+def _doubts_of_mean_field(num_stuck: int, num_rows: int, num_iterations: int) -> tuple[str, ...]:
+    if not num_stuck:
+        return ()
+    return (
+        f"{_NAME}: the means of {num_stuck} of {num_rows} rows have not converged in "
+        f"{num_iterations} mean-field iterations, so their bounds hold but are lower than need be. "
+        "Use more `num_iterations`.",
+    )
 
 
 @partial(jax.jit, static_argnames="num_samples")
@@ -185,10 +208,13 @@ def _of_layers(
 
 
 def _evidence(
-    bounds: Float64[np.ndarray, " rows"], variance: Float64[np.ndarray, " rows"], log_z: Evidence
+    bounds: Float64[np.ndarray, " rows"],
+    variance: Float64[np.ndarray, " rows"],
+    log_z: Evidence,
+    doubts: tuple[str, ...],
 ) -> Evidence:
     draws_error = float(np.sqrt(variance.sum()) / bounds.size)
-    doubts = tuple(f"{_NAME}, log Z: {w.partition(': ')[2]}" for w in log_z.warnings)
+    doubts += tuple(f"{_NAME}, log Z: {w.partition(': ')[2]}" for w in log_z.warnings)
     warn_of(doubts)
     return Evidence(
         float(bounds.mean() - log_z.log_evidence),
