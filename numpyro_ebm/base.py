@@ -265,6 +265,16 @@ class EnergyDistribution(Trainable, Distribution):
         """
         raise TypeError(f"{type(self).__name__} does not define `gibbs_step`.")
 
+    def clamped_step(self, rng_key: Key[Array, ""], chain: Chain) -> Chain:
+        """One Gibbs sweep of the hidden units given the visible ones, which stay.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+        """
+        held = jnp.ones(self.event_shape, bool)
+        return self.gibbs_step(rng_key, chain, mask=held, values=self.visible(chain))
+
     def low_precision_step(
         self,
         rng_key: Key[Array, ""],

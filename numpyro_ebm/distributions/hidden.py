@@ -204,6 +204,17 @@ class HiddenPairwiseModel(PairwiseModel):
         held = _join(held, jnp.ones(hidden.shape, bool))
         return self.as_chain(sweep(self, key_visible, units, held, units))
 
+    def clamped_step(self, rng_key: Key[Array, ""], chain: Chain) -> Chain:
+        """One sweep of the hidden units given the visible ones, exact for up to 10 of them.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+        """
+        if self._num_visible is None:
+            return chain
+        return chain._replace(hidden=self._draw_hidden(rng_key, chain.visible, chain.hidden))
+
     def _draw_hidden(
         self, rng_key: Key[Array, ""], visible: Num[Array, "*batch k"], hidden: Any
     ) -> Num[Array, "*batch m"]:

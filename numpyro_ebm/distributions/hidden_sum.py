@@ -78,7 +78,8 @@ def log_sum_hidden(
             f"{type(model).__name__}: expected at most {MAX_HIDDEN} hidden units for `energy` and "
             f"`log_prob`, which sum over their states; got {model.num_hidden}. Use "
             "`joint_energy(value, hidden)` with chains clamped at the visible values "
-            "(`sample_hidden`)."
+            "(`sample_hidden`), or `variational_energy`; to train it, a contrastive loss with "
+            'positive="clamped" or "mean_field".'
         )
     field, within = _field_on_hidden(model, visible)
     total = 2**model.num_hidden

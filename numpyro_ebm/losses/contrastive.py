@@ -11,6 +11,7 @@ from numpyro_ebm.base import EnergyDistribution, Kernel
 from numpyro_ebm.losses.centering import check_gradient, with_gradient
 from numpyro_ebm.losses.chains import advance, advance_persistent, negative_energy
 from numpyro_ebm.losses.loss import EnergyLoss
+from numpyro_ebm.losses.positive import check_positive, clamped_chain, positive_energy
 from numpyro_ebm.losses.rows import ObservedRows
 
 
@@ -37,17 +38,29 @@ class ContrastiveDivergence(EnergyLoss):
     (priors) and ``numpyro.factor`` raise; use :meth:`RBM.from_centered` with them. Penalties that
     the optimizer adds, and weights that are a function of fewer parameters, do move the optimum.
 
+    E(x) is a sum over hidden states, which deep Boltzmann machines and Boltzmann machines with many
+    coupled hidden units do not have. Their positive phase takes :math:`\nabla E(x, h)` instead, at
+    hidden states of chains clamped at the data (``positive="clamped"``: biased by the start of
+    these chains, ever less the more steps they take), or its mean over independent hidden units
+    (``"mean_field"``: it raises a lower bound of the likelihood, biased however many iterations,
+    and exact where the posterior of the hidden units factorizes). The negative phase is at the
+    states of all units of the free chains.
+
     Args:
         num_steps: k, steps of the chain.
         kernel: A kernel (``init`` and ``step``); by default the model's own Gibbs step.
         gradient: ``"plain"``, ``"centered"`` or ``"enhanced"``.
+        positive: ``"energy"``, ``"mean_field"`` or ``"clamped"``.
+        num_positive_steps: Mean-field iterations at most, or sweeps of the clamped chains, which
+            start anew at each update.
         num_particles: Draws from the guide for one estimate.
         vectorize_particles: Whether to ``vmap`` over them.
 
     Raises:
-        ValueError: ``num_steps`` is not a positive integer, or ``gradient`` none of these; in
-            training with a centered gradient also where the model is no such RBM, has batch
-            dimensions, latent sites or factors, or parameters that are partly constant.
+        ValueError: A number of steps is not a positive integer, or ``gradient`` or ``positive``
+            none of these; in training with ``"mean_field"`` where the model has none, and with a
+            centered gradient where the model is no such RBM, has batch dimensions, latent sites or
+            factors, or parameters that are partly constant.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro_ebm as ebm
@@ -77,6 +90,8 @@ class ContrastiveDivergence(EnergyLoss):
         *,
         kernel: Kernel | None = None,
         gradient: str = "plain",
+        positive: str = "energy",
+        num_positive_steps: int = 10,
         num_particles: int = 1,
         vectorize_particles: Any = True,
     ) -> None:
@@ -89,6 +104,8 @@ class ContrastiveDivergence(EnergyLoss):
         self.num_steps = num_steps
         self.kernel = kernel
         self.gradient = check_gradient(type(self).__name__, gradient)
+        self.positive = check_positive(type(self).__name__, positive, num_positive_steps)
+        self.num_positive_steps = num_positive_steps
 
     def loss_with_mutable_state(
         self,
@@ -120,13 +137,24 @@ class ContrastiveDivergence(EnergyLoss):
         """Each observation against its own reconstruction."""
 
         def log_prob(value: Num[Array, "*shape"]) -> Float[Array, "*batch"]:
-            start = distribution.chain_at(value)
+            if self.positive == "clamped":
+                start = clamped_chain(rng_key, distribution, value, self.num_positive_steps)
+            else:
+                start = distribution.chain_at(value)
             chain = advance(rng_key, start, distribution, self.num_steps, self.kernel)
             negative = distribution.visible(chain)
             model = with_gradient(self.gradient, distribution, value, negative, paired=True)
-            return negative_energy(model, chain, self.kernel) - model.energy(value)
+            return negative_energy(model, chain, self.kernel) - self._positive(
+                rng_key, model, value
+            )
 
         return log_prob
+
+    def _positive(
+        self, rng_key: Key[Array, ""], model: EnergyDistribution, value: Num[Array, "*shape"]
+    ) -> Float[Array, "*batch"]:
+        steps = self.num_positive_steps
+        return positive_energy(self.positive, rng_key, model, value, steps)
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):
@@ -149,12 +177,14 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
             default that of :func:`persistent_chains`, or the model's own Gibbs step.
         gradient: ``"plain"``, ``"centered"`` or ``"enhanced"``, see
             :class:`ContrastiveDivergence`.
+        positive: ``"energy"``, ``"mean_field"`` or ``"clamped"``, see there.
+        num_positive_steps: Mean-field iterations at most, or sweeps of the clamped chains.
         num_particles: Must be 1: one set of chains follows one set of parameters.
 
     Raises:
-        ValueError: ``num_steps`` is not a positive integer, ``num_particles`` is not 1, no chains
-            reach the loss, or ``kernel`` is another than that of the chains; see
-            :class:`ContrastiveDivergence` for ``gradient``.
+        ValueError: A number of steps is not a positive integer, ``num_particles`` is not 1, no
+            chains reach the loss, or ``kernel`` is another than that of the chains; see
+            :class:`ContrastiveDivergence` for ``gradient`` and ``positive``.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro_ebm as ebm
@@ -172,11 +202,27 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         >>> result.state.mutable_state["chains"]["chain"].visible.shape
         (20, 4)
 
+        A deep Boltzmann machine of any size:
+
+        >>> def deep(data):
+        ...     weights = [numpyro.param("w1", 0.01 * jnp.ones((4, 30))),
+        ...                numpyro.param("w2", 0.01 * jnp.ones((30, 30)))]
+        ...     dbm = ebm.DBM(weights, [jnp.zeros(4), jnp.zeros(30), jnp.zeros(30)])
+        ...     ebm.persistent_chains("chains", 20, dbm)
+        ...     with numpyro.plate("rows", len(data)):
+        ...         numpyro.sample("v", dbm, obs=data)
+        >>> loss = ebm.PersistentContrastiveDivergence(positive="mean_field")
+        >>> svi = SVI(deep, lambda data: None, numpyro.optim.Adam(0.1), loss)
+        >>> sorted(svi.run(jax.random.key(0), 2, data, progress_bar=False).params)
+        ['w1', 'w2']
+
     References:
         Tieleman (2008), "Training Restricted Boltzmann Machines using Approximations to the
         Likelihood Gradient", section 4; Younes (1999), "On the Convergence of Markovian
         Stochastic Algorithms with Rapidly Decreasing Ergodicity Rates"; Goodfellow, Bengio &
-        Courville (2016), *Deep Learning*, algorithm 18.3.
+        Courville (2016), *Deep Learning*, algorithms 18.3 and 20.1; Ackley, Hinton & Sejnowski
+        (1985), "A Learning Algorithm for Boltzmann Machines" (clamped and free phases);
+        Salakhutdinov & Hinton (2009), "Deep Boltzmann Machines", section 2 (mean field).
     """
 
     def __init__(
@@ -185,6 +231,8 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         *,
         kernel: Kernel | None = None,
         gradient: str = "plain",
+        positive: str = "energy",
+        num_positive_steps: int = 10,
         num_particles: int = 1,
     ) -> None:
         if num_particles != 1:
@@ -193,7 +241,13 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
                 f"chains follows one set of parameters; got {num_particles!r}. Use "
                 "ContrastiveDivergence, which starts at the data, for several particles."
             )
-        super().__init__(num_steps, kernel=kernel, gradient=gradient)
+        super().__init__(
+            num_steps,
+            kernel=kernel,
+            gradient=gradient,
+            positive=positive,
+            num_positive_steps=num_positive_steps,
+        )
 
     def loss(self, *args: Any, **kwargs: Any) -> Any:
         """Raise: without mutable state there are no persistent chains.
@@ -224,7 +278,8 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         def log_prob(value: Num[Array, "*shape"]) -> Float[Array, "*batch"]:
             negative = distribution.visible(chain)
             model = with_gradient(self.gradient, distribution, value, negative, paired=False)
-            return negative_energy(model, chain, kernel).mean(0) - model.energy(value)
+            negative_mean = negative_energy(model, chain, kernel).mean(0)
+            return negative_mean - self._positive(rng_key, model, value)
 
         return log_prob
 
