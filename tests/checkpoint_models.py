@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from dbm_models import CASES
 from numpyro.distributions import constraints
 from registry import SINGLE
 
@@ -71,6 +72,7 @@ def _factors(kind):
 
 MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
+    "DBM": CASES["multimodal"].build,
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
     "RBM, known log Z": partial(SINGLE[1].build, normalizer=jnp.float32(3.0)),
     "class RBM": lambda: ebm.ClassRBM(

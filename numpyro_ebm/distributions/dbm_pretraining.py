@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -120,19 +121,14 @@ class DBMPretraining(DBMSweeps):
         References:
             Salakhutdinov & Hinton (2009), "Deep Boltzmann Machines", section 2.1.
         """
-        (array,), units = as_layers([weights], [below, above])
+        (array,), (lower, upper) = as_layers([weights], [below, above])
         if is_bottom == is_top:  # one layer alone is an RBM as it is
-            return RBM(array if is_top else 2 * array, *units, **kwargs)
-        matrix = flat_weights(array, *units)
-        if is_bottom:
-            lower = Concatenate([units[0], units[0]])
-            doubled = jnp.concatenate([matrix, matrix], -2)
-            event = lower.feature_shape + units[1].feature_shape
-            return RBM(doubled.reshape(matrix.shape[:-2] + event), lower, units[1], **kwargs)
-        upper = Concatenate([units[1], units[1]])
-        doubled = jnp.concatenate([matrix, matrix], -1)
-        event = units[0].feature_shape + upper.feature_shape
-        return RBM(doubled.reshape(matrix.shape[:-2] + event), units[0], upper, **kwargs)
+            return RBM(array if is_top else 2 * array, lower, upper, **kwargs)
+        matrix = flat_weights(array, lower, upper)
+        matrix = jnp.concatenate([matrix, matrix], -2 if is_bottom else -1)
+        lower, upper = (_twice(lower), upper) if is_bottom else (lower, _twice(upper))
+        event = lower.feature_shape + upper.feature_shape
+        return RBM(matrix.reshape(matrix.shape[:-2] + event), lower, upper, **kwargs)
 
     @classmethod
     def from_pretrained(cls, rbms: Sequence[RBM], **kwargs: Any) -> Self:
@@ -187,14 +183,32 @@ class DBMPretraining(DBMSweeps):
         return cls(weights, [lower[0], *inner, upper[-1]], **kwargs)
 
 
+def _twice(unit: Unit) -> Unit:
+    """Two copies of a layer side by side."""
+    if isinstance(unit, Concatenate):
+        return Concatenate([unit, unit])
+    axis = -len(unit.feature_shape)
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis), unit)
+
+
 def _single(unit: Unit, which: str, side: str) -> Unit:
     """The one layer of which there are two copies."""
-    if not isinstance(unit, Concatenate) or len(unit.units) != 2:
+    if isinstance(unit, Concatenate):
+        copies = unit.units
+    elif unit.shape[0] % 2 == 0:
+        half, axis = unit.shape[0] // 2, -len(unit.feature_shape)
+        copies = [
+            jax.tree.map(lambda leaf, p=p: jax.lax.slice_in_dim(leaf, *p, axis=axis), unit)
+            for p in ((0, half), (half, 2 * half))
+        ]
+    else:
+        copies = []
+    if len(copies) != 2:
         raise ValueError(
             f"DBM.from_pretrained: expected the {which} RBM to have two copies of its {side} "
             f"units, as DBM.pretraining_rbm makes it; got {unit!r}."
         )
-    return _halfway(*unit.units)
+    return _halfway(*copies)
 
 
 def _halfway(first: Unit, second: Unit) -> Unit:
