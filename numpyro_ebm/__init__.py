@@ -20,6 +20,7 @@ from numpyro_ebm.distributions import (
     MADE,
     NADE,
     RBM,
+    AutoregressiveEnsemble,
     BoltzmannMachine,
     ClassRBM,
     Ising,
@@ -28,6 +29,7 @@ from numpyro_ebm.distributions import (
     NeuralEnergy,
     Potts,
     ProductOfExperts,
+    conditionals,
 )
 from numpyro_ebm.kernels import (
     MALA,
@@ -100,6 +102,7 @@ __all__ = [
     "RBM",
     "ULA",
     "AmortizedMaximumLikelihood",
+    "AutoregressiveEnsemble",
     "BlockGibbs",
     "BlockPseudoLikelihood",
     "BoltzmannMachine",
@@ -149,6 +152,7 @@ __all__ = [
     "Wolff",
     "chain_health",
     "checkpoint",
+    "conditionals",
     "contrast_noise",
     "couplings",
     "datasets",

@@ -40,6 +40,10 @@ def _gaussian_product():
     return ebm.ProductOfExperts(experts, kernel=ebm.kernels.MALAStep(0.1))
 
 
+_POTTS = ebm.conditionals.CategoricalLogits(3)
+_MIXTURE = ebm.conditionals.GaussianMixture(2)
+
+
 def _made():
     degrees = ebm.MADE.Degrees.random(1, 3, [4, 5])
     return ebm.MADE(**ebm.MADE.init_params(jax.random.key(1), 3, [4, 5]), degrees=degrees)
@@ -94,7 +98,19 @@ MODELS = {
     "Potts": lambda: ebm.Potts(_MATRIX, _normals(0, 3, 3)),
     "Potts, lattice": lambda: ebm.Potts.lattice((2, 3), 0.4, 3),
     "NADE": lambda: ebm.NADE(**ebm.NADE.init_params(jax.random.key(0), 3, 2)),
+    "NADE, categories in order": lambda: ebm.NADE(
+        **ebm.NADE.init_params(jax.random.key(0), 3, 2, conditional=_POTTS),
+        conditional=_POTTS,
+        order=[2, 0, 1],
+    ),
     "MADE": _made,
+    "MADE, mixtures": lambda: ebm.MADE(
+        **ebm.MADE.init_params(jax.random.key(0), 3, [4], conditional=_MIXTURE),
+        conditional=_MIXTURE,
+    ),
+    "ensemble": lambda: _made().ensemble(
+        [ebm.MADE.Degrees.random(seed, 3, [4, 5]) for seed in (1, 2)]
+    ),
     "DBN": _deep_belief_network,
     "DBN, recognition weights": partial(_deep_belief_network, normalizer="exact"),
     "autoencoder": _autoencoder,

@@ -1,9 +1,11 @@
 """Energy-based models as NumPyro distributions."""
 
+from numpyro_ebm.distributions import conditionals
 from numpyro_ebm.distributions.boltzmann import BoltzmannMachine
 from numpyro_ebm.distributions.class_rbm import ClassRBM
 from numpyro_ebm.distributions.dbm import DBM
 from numpyro_ebm.distributions.dbn import DBN
+from numpyro_ebm.distributions.ensemble import AutoregressiveEnsemble
 from numpyro_ebm.distributions.ising import Ising
 from numpyro_ebm.distributions.made import MADE
 from numpyro_ebm.distributions.moment_path import MomentPath
@@ -20,6 +22,7 @@ __all__ = [
     "MADE",
     "NADE",
     "RBM",
+    "AutoregressiveEnsemble",
     "BoltzmannMachine",
     "ClassRBM",
     "Ising",
@@ -28,4 +31,5 @@ __all__ = [
     "NeuralEnergy",
     "Potts",
     "ProductOfExperts",
+    "conditionals",
 ]

@@ -101,7 +101,7 @@ class Degrees:
     @cached_property
     def order(self) -> np.ndarray:
         """Visible units, first to last."""
-        return np.argsort(self.ordering)
+        return np.argsort(self.ordering).astype(np.int32)  # the same with and without 64 bits
 
     @cached_property
     def masks(self) -> tuple[Bool[np.ndarray, "inputs outputs"], ...]:

@@ -3,55 +3,77 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
-from numpyro.distributions import Distribution, constraints
-from numpyro.distributions.util import validate_sample
+from numpyro.distributions import constraints
+from numpyro.util import not_jax_tracer
 
-from numpyro_ebm.random_key import require_key
+from numpyro_ebm.distributions.autoregressive import (
+    Activation,
+    Autoregressive,
+    draw_units,
+    floating,
+)
+from numpyro_ebm.distributions.conditionals import BernoulliLogits, Conditional
+from numpyro_ebm.distributions.ensemble import AutoregressiveEnsemble
+from numpyro_ebm.distributions.nade_recursion import recursion
 
-_EVENT_DIMS = {"weights_in": 2, "weights_out": 2, "bias": 1, "hidden_bias": 1}
 
-
-class NADE(Distribution):
-    r"""NADE: binary units in order, each given those before it by a hidden layer they all share.
+class NADE(Autoregressive):
+    r"""NADE: units in an order, each given those before it by a hidden layer they all share.
 
     .. math:: p(x) = \prod_i p(x_i \mid x_{<i}), \qquad
-        \mathrm{logit}\, p(x_i = 1 \mid x_{<i}) = b_i + V_i\, h_i, \qquad
-        h_i = \sigma\bigl(c + \textstyle\sum_{j<i} W_j x_j\bigr)
+        o_i = b_i + V_i\, h_i, \qquad h_i = g\bigl(c + \textstyle\sum_{j<i} W_j x_j\bigr)
 
-    with rows :math:`W_j` and :math:`V_i` of ``weights_in`` and ``weights_out``. Normalized:
-    ``log_prob`` and ``sample`` are exact, and each takes O(dh) for one value. Units come in the
-    order of the vector. The gradient of ``log_prob`` recomputes most hidden layers instead of
-    keeping all d of them, so that its memory grows as :math:`h \sqrt d` for one value.
+    with rows :math:`W_j` and :math:`V_i` of ``weights_in`` and ``weights_out``. The outputs
+    :math:`o_i` are the logit of a binary unit; other units (``conditional``) read and give several
+    numbers each, such as those of a Gaussian mixture (RNADE). Normalized: ``log_prob`` and
+    ``sample`` are exact, and each takes O(dh) for one value. The gradient of ``log_prob``
+    recomputes most hidden layers instead of keeping all d of them, so that its memory grows as
+    :math:`h \sqrt d` for one value; it is there in reverse mode only.
 
     Args:
-        weights_in: W of shape ``batch + (d, h)``.
-        weights_out: V of shape ``batch + (d, h)``.
-        bias: b of shape ``batch + (d,)``, the logits of the units without the hidden layer.
+        weights_in: W of shape ``batch + (d, *input, h)``, where ``input`` is ``()`` for binary
+            and real units and ``(q,)`` for categorical ones.
+        weights_out: V of shape ``batch + (d, *output, h)``, where ``output`` is ``()`` for binary
+            units, ``(q,)`` for categorical ones and ``(3, K)`` for Gaussian mixtures.
+        bias: b of shape ``batch + (d, *output)``, the outputs without the hidden layer.
         hidden_bias: c of shape ``batch + (h,)``.
+        conditional: What a unit is: one of ``ebm.conditionals``, binary by default.
+        order: The units from first to last, integers of shape ``batch + (d,)``; by default that
+            of the vector. It can be drawn anew at every update (see the example).
+        activation: g, the name of a function of ``jax.nn``, or a function at the top level of a
+            module.
         validate_args: Whether parameters and values are checked, as in NumPyro.
 
     Raises:
-        ValueError: Shapes do not match.
+        TypeError: ``conditional`` is something else.
+        ValueError: Shapes do not match, ``order`` is no permutation, or ``activation`` is no name
+            of a function.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro_ebm as ebm
         >>> nade = ebm.NADE(**ebm.NADE.init_params(jax.random.key(0), 4, 3))
         >>> nade.log_prob(nade.sample(jax.random.key(1), (5,))).shape
         (5,)
-        >>> def model(data):  # as trainable parameters
+        >>> def model(data):  # as trainable parameters, for all orders at once
         ...     params = numpyro.param("nade", ebm.NADE.init_params(jax.random.key(0), 4, 3))
+        ...     order = jax.random.permutation(numpyro.prng_key(), 4)
         ...     with numpyro.plate("rows", len(data)):
-        ...         numpyro.sample("x", ebm.NADE(**params), obs=data)
+        ...         numpyro.sample("x", ebm.NADE(**params, order=order), obs=data)
+        >>> several = nade.ensemble([[0, 1, 2, 3], [3, 2, 1, 0]])  # averages their probabilities
 
     References:
         Larochelle & Murray (2011), "The Neural Autoregressive Distribution Estimator", eq. 3-5
-        and algorithm 1.
+        and algorithm 1; Uria, Murray & Larochelle (2013), "RNADE: The real-valued neural
+        autoregressive density-estimator", section 3; Uria, Murray & Larochelle (2014), "A Deep and
+        Tractable Density Estimator", section 4 (ensembles of orders).
     """
 
     arg_constraints = {
@@ -60,21 +82,27 @@ class NADE(Distribution):
         "bias": constraints.real_vector,
         "hidden_bias": constraints.real_vector,
     }
-    support = constraints.independent(constraints.boolean, 1)
-    pytree_data_fields = ("weights_in", "weights_out", "bias", "hidden_bias")
+    pytree_data_fields = ("weights_in", "weights_out", "bias", "hidden_bias", "order")
 
     def __init__(
         self,
-        weights_in: Float[ArrayLike, "*batch d h"],
-        weights_out: Float[ArrayLike, "*batch d h"],
-        bias: Float[ArrayLike, "*batch d"],
+        weights_in: Float[ArrayLike, "*batch d *input h"],
+        weights_out: Float[ArrayLike, "*batch d *output h"],
+        bias: Float[ArrayLike, "*batch d *output"],
         hidden_bias: Float[ArrayLike, "*batch h"],
         *,
+        conditional: Conditional = BernoulliLogits(),  # noqa: B008 (it is immutable)
+        order: Int[ArrayLike, "*batch d"] | None = None,
+        activation: Activation = "sigmoid",
         validate_args: bool | None = None,
     ) -> None:
+        self._set_network(conditional, activation)
         arrays = floating(weights_in, weights_out, bias, hidden_bias)
         self.weights_in, self.weights_out, self.bias, self.hidden_bias = arrays
         batch_shape, num_visible = self._check_shapes()
+        self.order = None if order is None else _check_order(order, num_visible)
+        if self.order is not None:
+            batch_shape = jnp.broadcast_shapes(batch_shape, self.order.shape[:-1])
         super().__init__(batch_shape, (num_visible,), validate_args=validate_args)
 
     @staticmethod
@@ -83,7 +111,8 @@ class NADE(Distribution):
         num_visible: int,
         num_hidden: int,
         *,
-        mean: Float[ArrayLike, " d"] | None = None,
+        mean: Float[ArrayLike, "d *input"] | None = None,
+        conditional: Conditional = BernoulliLogits(),  # noqa: B008
     ) -> dict[str, Array]:
         r"""Draw parameters to start training from, ready for ``numpyro.param``.
 
@@ -93,137 +122,158 @@ class NADE(Distribution):
             rng_key: Random key.
             num_visible: d, number of units.
             num_hidden: h, number of hidden units.
-            mean: Means of the units in the data, clipped to [0.01, 0.99], that the biases start
-                from; 1/2 by default.
+            mean: Means of the units in the data, or the rates of each state of categorical units,
+                that the biases start from; rates are kept above 0.01.
+            conditional: What a unit is.
 
         Returns:
             The arguments of :class:`NADE`, by name.
         """
         key_in, key_out = jax.random.split(rng_key)
-        shape = (num_visible, num_hidden)
-        rate = jnp.clip(jnp.asarray(0.5 if mean is None else mean), 0.01, 0.99)
+        shapes = [
+            (num_visible, *shape, num_hidden)
+            for shape in (conditional.input_shape, conditional.output_shape)
+        ]
         return {
-            "weights_in": jax.random.normal(key_in, shape) / math.sqrt(num_visible),
-            "weights_out": jax.random.normal(key_out, shape) / math.sqrt(num_hidden),
-            "bias": jnp.broadcast_to(jax.scipy.special.logit(rate), (num_visible,)),
+            "weights_in": jax.random.normal(key_in, shapes[0]) / math.sqrt(num_visible),
+            "weights_out": jax.random.normal(key_out, shapes[1]) / math.sqrt(num_hidden),
+            "bias": conditional.start(num_visible, mean),
             "hidden_bias": jnp.zeros(num_hidden),
         }
 
-    def _check_shapes(self) -> tuple[tuple[int, ...], int]:
-        shapes = {name: jnp.shape(getattr(self, name)) for name in _EVENT_DIMS}
-        message = (
-            "NADE: expected `weights_in` and `weights_out` (..., d, h), `bias` (..., d) and "
-            f"`hidden_bias` (..., h) with batch shapes that broadcast; got {shapes}."
+    def with_order(self, order: Int[ArrayLike, "*batch d"] | None) -> NADE:
+        """Return the same parameters read in another order.
+
+        Args:
+            order: The units from first to last.
+        """
+        return NADE(
+            self.weights_in,
+            self.weights_out,
+            self.bias,
+            self.hidden_bias,
+            conditional=self.conditional,
+            order=order,
+            activation=self._activation,
+            validate_args=self._validate_args,
         )
-        if any(len(shapes[name]) < dims for name, dims in _EVENT_DIMS.items()):
+
+    def ensemble(self, orders: Sequence[Int[ArrayLike, " d"]]) -> AutoregressiveEnsemble:
+        """Average the probabilities that the same parameters give in several orders.
+
+        Args:
+            orders: Several orders, each the units from first to last.
+        """
+        return AutoregressiveEnsemble([self.with_order(order) for order in orders])
+
+    def _check_shapes(self) -> tuple[tuple[int, ...], int]:
+        """Return the batch shape and the number of units."""
+        reads, gives = self.conditional.input_shape, self.conditional.output_shape
+        names = "weights_in", "weights_out", "bias", "hidden_bias"
+        shapes = {name: jnp.shape(getattr(self, name)) for name in names}
+        ndims = 2 + len(reads), 2 + len(gives), 1 + len(gives), 1
+        sizes = ["".join(f"{size}, " for size in shape) for shape in (reads, gives)]
+        message = (
+            f"NADE: expected `weights_in` (..., d, {sizes[0]}h), `weights_out` (..., d, {sizes[1]}"
+            f"h), `bias` (..., d{', ' + sizes[1][:-2] if gives else ','}) and `hidden_bias` "
+            f"(..., h) with batch shapes that broadcast; got {shapes}."
+        )
+        if any(len(shape) < n for shape, n in zip(shapes.values(), ndims, strict=True)):
             raise ValueError(message)
-        event = shapes["weights_in"][-2:]
-        ends = event, event, event[:1], event[1:]
+        d, h = shapes["weights_in"][-ndims[0]], shapes["weights_in"][-1]
+        ends = (d, *reads, h), (d, *gives, h), (d, *gives), (h,)
         if any(shape[-len(end) :] != end for shape, end in zip(shapes.values(), ends, strict=True)):
             raise ValueError(message)
-        batches = [shapes[name][: len(shapes[name]) - n] for name, n in _EVENT_DIMS.items()]
+        batches = [shape[: len(shape) - n] for shape, n in zip(shapes.values(), ndims, strict=True)]
         try:
-            return jnp.broadcast_shapes(*batches), event[0]
+            return jnp.broadcast_shapes(*batches), d
         except ValueError as error:
             raise ValueError(message) from error
 
-    def by_unit(self) -> tuple[Array, Array, Array]:
-        """Parameters with the units first, as a scan over them wants."""
-        rows = jnp.moveaxis(self.weights_in, -2, 0), jnp.moveaxis(self.weights_out, -2, 0)
-        return *rows, jnp.moveaxis(self.bias, -1, 0)
+    def _by_unit(self) -> tuple[Array, Array, Array]:
+        """Weights ``(d, p, h)`` and ``(d, k, h)`` and biases ``(d, k)``, in order."""
+        d, h = self.event_shape[0], self.hidden_bias.shape[-1]
+        reads, gives = len(self.conditional.input_shape), len(self.conditional.output_shape)
+        lead = [
+            array.shape[: array.ndim - n]
+            for array, n in (
+                (self.weights_in, 2 + reads),
+                (self.weights_out, 2 + gives),
+                (self.bias, 1 + gives),
+            )
+        ]
+        weights_in = self.weights_in.reshape(*lead[0], d, -1, h)
+        weights_out = self.weights_out.reshape(*lead[1], d, -1, h)
+        bias = self.bias.reshape(*lead[2], d, -1)
+        return (
+            _ordered(weights_in, self.order, -3),
+            _ordered(weights_out, self.order, -3),
+            _ordered(bias, self.order, -2),
+        )
 
-    def start(self, shape: tuple[int, ...]) -> Float[Array, "*shape h"]:
-        """Inputs of the hidden layer before any unit."""
-        return jnp.broadcast_to(self.hidden_bias, (*shape, self.hidden_bias.shape[-1]))
-
-    def conditional_logits(self, value: Num[ArrayLike, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Logits of each unit given those before it.
+    def conditional_outputs(
+        self, value: Num[ArrayLike, "*batch d"]
+    ) -> Float[Array, "*batch d *output"]:
+        """What the network says of each unit, given those before it in the order.
 
         Args:
-            value: Binary values of shape ``batch + (d,)``.
+            value: Values of shape ``batch + (d,)``.
         """
-        return _conditional_logits(self, jnp.asarray(value, self.bias.dtype))
+        return _outputs(self, jnp.asarray(value))
 
-    @validate_sample
-    def log_prob(
-        self, value: Num[ArrayLike, "*batch d"], intermediates: Any = None
-    ) -> Float[Array, "*batch"]:
-        """Exact log probability in nats.
-
-        Args:
-            value: Binary values of shape ``batch + (d,)``.
-            intermediates: Unused; part of NumPyro's signature.
-        """
-        return bernoulli_log_prob(self.conditional_logits(value), value)
-
-    def sample(
-        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
-    ) -> Int[Array, "*shape d"]:
-        """Draw exactly, unit by unit."""
-        return _draw(self, require_key(key), tuple(sample_shape))
+    def _draw(self, rng_key: Key[Array, ""], shape: tuple[int, ...]) -> Num[Array, "*shape d"]:
+        weights_in, weights_out, bias = self._by_unit()
+        steps = (
+            jnp.moveaxis(weights_in, -3, 0),
+            jnp.moveaxis(jnp.swapaxes(weights_out, -1, -2), -3, 0),
+            jnp.moveaxis(bias, -2, 0),
+        )
+        field = jnp.broadcast_to(self.hidden_bias, (*shape, self.hidden_bias.shape[-1]))
+        draws = draw_units(self, rng_key, field, steps, self.activation)
+        return _ordered(jnp.moveaxis(draws, 0, -1), _inverse(self.order), -1)
 
 
 @jax.jit
-def _conditional_logits(nade: NADE, value: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    shape = jnp.broadcast_shapes(value.shape[:-1], nade.batch_shape)
-
-    def unit(field, step):
-        (weights_in, weights_out, bias), x = step
-        logit = bias + (jax.nn.sigmoid(field) * weights_out).sum(-1)
-        return field + weights_in * x[..., None], logit
-
-    steps = nade.by_unit(), jnp.moveaxis(value, -1, 0)
-    return jnp.moveaxis(scan_in_blocks(unit, nade.start(shape), steps), 0, -1)
-
-
-@partial(jax.jit, static_argnums=2)
-def _draw(nade: NADE, rng_key: Key[Array, ""], sample_shape: tuple[int, ...]) -> Array:
-    shape = sample_shape + nade.batch_shape
-    uniform = jax.random.uniform(rng_key, (*nade.event_shape, *shape))
-
-    def unit(field, step):
-        (weights_in, weights_out, bias), u = step
-        x = u < jax.nn.sigmoid(bias + (jax.nn.sigmoid(field) * weights_out).sum(-1))
-        return field + weights_in * x[..., None], x
-
-    draws = jax.lax.scan(unit, nade.start(shape), (nade.by_unit(), uniform))[1]
-    return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)
+def _outputs(nade: NADE, value: Num[Array, "*batch d"]) -> Float[Array, "*batch d *output"]:
+    batch, dtype, (d,) = nade.batch_shape, nade.bias.dtype, nade.event_shape
+    weights_in, weights_out, bias = nade._by_unit()
+    lead = jnp.broadcast_shapes(value.shape[:-1], batch)
+    inputs = nade.conditional.inputs(value, dtype).reshape(*value.shape, -1)
+    num_rows = math.prod(lead[: len(lead) - len(batch)])
+    inputs = jnp.broadcast_to(inputs, (*lead, d, inputs.shape[-1]))
+    inputs = jnp.moveaxis(inputs.reshape(num_rows, *batch, d, -1), 0, -2)  # batch, unit, row, input
+    run = jnp.vectorize(
+        partial(recursion, nade.activation), signature="(d,p,h),(d,k,h),(h),(d,r,p)->(d,r,k)"
+    )
+    outputs = run(weights_in, weights_out, nade.hidden_bias, _ordered(inputs, nade.order, -3))
+    outputs = _ordered(outputs + bias[..., None, :], _inverse(nade.order), -3)
+    outputs = jnp.moveaxis(outputs, -2, 0)
+    return outputs.reshape(*lead, d, *nade.conditional.output_shape)
 
 
-def floating(*parameters: Any) -> tuple[Array, ...]:
-    """Parameters as arrays of one floating type."""
-    arrays = [jnp.asarray(parameter) for parameter in parameters]
-    dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
-    return tuple(array.astype(dtype) for array in arrays)
+def _ordered(x: Array, order: Int[Array, "*batch d"] | None, axis: int) -> Array:
+    """Reorder an axis; the order has its batch dimensions in front of it."""
+    if order is None:
+        return x
+    missing = x.ndim + axis + 1 - order.ndim  # leading dimensions of `x` that the order lacks
+    order = order.reshape((1,) * missing + order.shape + (1,) * (-axis - 1))
+    x = x.reshape((1,) * -missing + x.shape) if missing < 0 else x
+    return jnp.take_along_axis(x, order, axis)
 
 
-def bernoulli_log_prob(
-    logits: Float[Array, "*batch d"], value: Num[ArrayLike, "*batch d"]
-) -> Float[Array, "*batch"]:
-    """Log probability in nats of independent bits with these logits."""
-    value = jnp.asarray(value, logits.dtype)
-    return (value * logits - jax.nn.softplus(logits)).sum(-1)
+def _inverse(order: Int[Array, "*batch d"] | None) -> Int[Array, "*batch d"] | None:
+    return None if order is None else jnp.argsort(order, axis=-1)
 
 
-def scan_in_blocks(step: Any, carry: Any, inputs: Any) -> Any:
-    """Outputs of a scan whose gradient keeps the carry at about the square root of its steps."""
-    length = jax.tree.leaves(inputs)[0].shape[0]
-    size = math.isqrt(length)
-    num_whole = length // size * size
-    split = [
-        jax.tree.map(lambda x: x[:num_whole].reshape(-1, size, *x.shape[1:]), inputs),
-        jax.tree.map(lambda x: x[num_whole:], inputs),
-    ]
-
-    @jax.checkpoint
-    def block(carry, inputs):
-        return jax.lax.scan(step, carry, inputs)
-
-    carry, outputs = jax.lax.scan(block, carry, split[0])
-    outputs = jax.tree.map(lambda x: x.reshape(num_whole, *x.shape[2:]), outputs)
-    if num_whole == length:
-        return outputs
-    rest = block(carry, split[1])[1]
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outputs, rest)
+def _check_order(order: Any, num_visible: int) -> Int[Array, "*batch d"]:
+    array = jnp.asarray(order)
+    fits = array.ndim > 0 and array.shape[-1] == num_visible
+    fits = fits and jnp.issubdtype(array.dtype, jnp.integer)
+    if fits and not_jax_tracer(array):
+        fits = bool(np.all(np.sort(np.asarray(array), axis=-1) == np.arange(num_visible)))
+    if not fits:
+        raise ValueError(
+            f"NADE: expected `order` to be a permutation of 0 to {num_visible - 1}, of shape "
+            f"(..., {num_visible}); got {order!r}."
+        )
+    return array
