@@ -11,6 +11,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.distributions.reference import StandardReference
+from numpyro_ebm.protocols import UnitStates, unit_states
 
 if TYPE_CHECKING:
     from numpyro_ebm.distributions.generic import GenericEnergy, MixedEnergy
@@ -47,7 +48,7 @@ class EnergyPath:
         if base is not None and base is target.own_base:
             return cls(target)
         if isinstance(base, Distribution):
-            _check_base(target, base)
+            check_base(target, base)
             return cls(target, jax.tree.map(jnp.array, base))  # none of the target's own arrays
         if base is not None:
             return cls(target, StandardReference.fit(target, _as_data(target, base)))
@@ -106,8 +107,13 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def _check_base(target: EnergyDistribution, base: Distribution) -> None:
-    """Refuse a base that is not normalized, or on another space."""
+def check_base(target: EnergyDistribution, base: Any) -> None:
+    """Refuse a base that is not normalized, or on another space.
+
+    Raises:
+        TypeError: It is no distribution.
+        ValueError: Its log Z is unknown, or its shape or support are not those of the target.
+    """
     owner = type(target).__name__
     check_normalized(owner, base)
     if base.batch_shape or base.event_shape != target.event_shape:
@@ -120,6 +126,16 @@ def _check_base(target: EnergyDistribution, base: Distribution) -> None:
         raise ValueError(
             f"{owner}: expected a `base` with the support {target.support}; got {base.support}."
         )
+    states, given = target.unit_states, unit_states(base.support, base.event_shape)
+    if states is not None and given is not None and _sets(states) != _sets(given):
+        raise ValueError(
+            f"{owner}: expected a `base` whose units have the same states, those of "
+            f"{target.support}; got {base.support}."
+        )
+
+
+def _sets(states: UnitStates) -> list[set[Any]]:
+    return [set(row) for row in states.values.reshape(-1, states.values.shape[-1]).tolist()]
 
 
 def check_normalized(owner: str, base: Any, name: str = "base") -> None:

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Num
-from numpyro.distributions import constraints
+from numpyro.distributions import Distribution, constraints
 
-from numpyro_ebm.base import Chain, EnergyDistribution, sample_by_gibbs, widen
+from numpyro_ebm.base import Chain, EnergyDistribution, Path, sample_by_gibbs, widen
 from numpyro_ebm.couplings import Coupling, as_coupling
 from numpyro_ebm.couplings.coupling import as_floating
 from numpyro_ebm.couplings.graph import Static
 from numpyro_ebm.distributions import mean_field_updates
 from numpyro_ebm.distributions.alphabet import Alphabet, field_sum
+from numpyro_ebm.distributions.base_path import BasePath
 from numpyro_ebm.distributions.pairwise_path import PairwisePath
 from numpyro_ebm.distributions.pairwise_sum import exact_log_z, exact_sample
 from numpyro_ebm.distributions.scan import choose_scan, sweep
@@ -263,14 +264,17 @@ class PairwiseModel(EnergyDistribution):
         """Log Z in nats by summing all states of all units (at most 2^20); differentiable."""
         return exact_log_z(self)
 
-    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> PairwisePath:
+    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> Path:
         """Path of scaled couplings from independent units at their base rates.
 
         Args:
             rng_key: Random key for estimating base rates from the model itself.
             base: Data of shape ``(n, *event_shape)`` to take base rates from, or ``None`` for
-                the model's own mean in short chains.
+                the model's own mean in short chains. A normalized distribution over the units,
+                such as a NADE, is where a path of mixed energies starts instead.
         """
+        if isinstance(base, Distribution):
+            return BasePath.of(self, base)
         return PairwisePath.of(self, rng_key, base)
 
     def tilt(

@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 from numpyro.distributions import Distribution, constraints
 from numpyro.util import not_jax_tracer
 
-from numpyro_ebm.base import sample_by_gibbs, widen
+from numpyro_ebm.base import Path, sample_by_gibbs, widen
+from numpyro_ebm.distributions.base_path import BasePath
 from numpyro_ebm.distributions.centering import uncentered
 from numpyro_ebm.distributions.path import BaseRatePath
 from numpyro_ebm.distributions.rbm_sites import site_energies
@@ -283,14 +284,17 @@ class RBM(RBMSweeps):
         """Log Z in nats: states of the smaller layer summed, the other layer integrated."""
         return exact_log_z(self)
 
-    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> BaseRatePath:
+    def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> Path:
         """Path of scaled weights from independent units at their base rates.
 
         Args:
             rng_key: Random key for estimating base rates from the model itself.
             base: Data of shape ``(n, num_visible)`` to take base rates from, a visible unit, or
-                ``None`` for the model's own mean.
+                ``None`` for the model's own mean. A normalized distribution over the visible
+                units, such as a NADE, is where a path of mixed energies starts instead.
         """
+        if isinstance(base, Distribution):
+            return BasePath.of(self, base)
         return BaseRatePath.of(self, rng_key, base)
 
     def tilt(

@@ -62,7 +62,8 @@ def ais(
         model_kwargs: Likewise.
         base: Where the path of a distribution starts: what ``target.default_path`` takes (for an
             RBM data of shape ``(n, num_visible)`` for its base rates, a visible unit, or ``None``
-            for the model's own mean), or a :class:`~numpyro_ebm.protocols.Path` to use as it is.
+            for the model's own mean; for every distribution of this package a normalized one near
+            it, such as a NADE), or a :class:`~numpyro_ebm.protocols.Path` to use as it is.
         kernel: Moves the particles: a kernel on the distributions of the path such as
             ``kernels.GibbsSweeps(2)`` or ``kernels.MALAStep(0.1)``, or NumPyro's ``HMC`` or
             ``NUTS`` (for their settings; scale and step size are then tuned for a model, and those
