@@ -32,9 +32,8 @@ def assert_log_z(found, target):
 
 BASES = {
     "NADE": (lambda: net(NADE), RBM, {}),
-    "MADE": (lambda: net(MADE), RBM, {"kernel": ebm.kernels.GibbsWithGradientsStep()}),
-    "NADE with gradients": (
-        lambda: net(NADE),
+    "MADE with gradients": (
+        lambda: net(MADE),
         RBM,
         {"kernel": ebm.kernels.GibbsWithGradientsStep()},
     ),
@@ -51,6 +50,7 @@ def test_base_of_annealing(build, target, kwargs):
     assert_log_z(found, target)
 
 
+@pytest.mark.slow
 def test_bracket_from_a_base():
     draws = RBM.sample(jax.random.key(3), (300,))
     found = ebm.evidence.bracket(KEY, RBM, draws, base=net(NADE), num_temperatures=20)
@@ -74,6 +74,7 @@ def test_proposal_of_importance_and_bridge(model_class):
     assert_log_z(ebm.evidence.bridge(KEY, RBM, draws, proposal=proposal), RBM)
 
 
+@pytest.mark.slow
 def test_noise_on_the_real_line():
     """A mixture NADE is trained alongside the energy it is noise for."""
     data = jax.random.normal(jax.random.key(1), (400, 2)) @ jnp.array([[1.0, 0.8], [0.0, 0.6]])
@@ -103,7 +104,7 @@ def test_noise_on_the_real_line():
 # ----- guides ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_class", [NADE, MADE])
+@pytest.mark.parametrize("model_class", [NADE, pytest.param(MADE, marks=pytest.mark.slow)])
 def test_guide_of_binary_units(model_class):
     """The ELBO of a posterior that does not factorize comes near to the evidence."""
     hidden = 8 if model_class is NADE else [12]
@@ -131,7 +132,7 @@ def test_guide_of_binary_units(model_class):
     assert elbo > (jnp.exp(independent) * (joint - independent)).sum() + 0.3
 
 
-@pytest.mark.parametrize("model_class", [NADE, MADE])
+@pytest.mark.parametrize("model_class", [pytest.param(NADE, marks=pytest.mark.slow), MADE])
 def test_guide_of_real_units(model_class):
     """Draws of mixtures can be differentiated, so that a plain ELBO is enough."""
     mixture = conditionals.GaussianMixture(2)
