@@ -46,6 +46,20 @@ class Trainable:
         """
         return self.__dict__.setdefault("_attached", {})
 
+    is_conditional: bool = False
+    """Whether rows of data have densities of their own, so that no chain serves all of them."""
+
+    by_frames: bool = False
+    """Whether losses see each frame of a sequence given those before; see :meth:`conditionals`."""
+
+    def conditionals(self, value: Num[ArrayLike, "*shape"]) -> Any:
+        """Return the models of which this is the product, each given a part of the value.
+
+        Raises:
+            ValueError: The model is no such product.
+        """
+        raise ValueError(f"{type(self).__name__} is no product of conditional models.")
+
     noise_scale: Any = None
     """Scale of the noise that the energy is conditional on; ``None`` if it is on none."""
 

@@ -82,12 +82,9 @@ class RBM(RBMSweeps):
         normalizer: str | ArrayLike = "guard",
         validate_args: bool | None = None,
     ) -> None:
-        self.visible_units = (
-            visible if isinstance(visible, Unit) else _bernoulli(visible, "visible")
-        )
-        self.hidden_units = hidden if isinstance(hidden, Unit) else _bernoulli(hidden, "hidden")
-        self.weights = _floating(weights)
+        self.weights = floating(weights, "weights")
         self._coupling = None
+        self._set_units(as_unit(visible, "visible"), as_unit(hidden, "hidden"))
         batch_shape = self._check_shapes()
         if self._validate_args if validate_args is None else validate_args:
             self._check_finite()
@@ -99,6 +96,9 @@ class RBM(RBMSweeps):
         )
         if self._validate_args:
             check_normalizable(self)
+
+    def _set_units(self, visible: Unit, hidden: Unit) -> None:
+        self.visible_units, self.hidden_units = visible, hidden
 
     @classmethod
     def from_centered(
@@ -143,7 +143,7 @@ class RBM(RBMSweeps):
             Montavon & Muller (2012), "Deep Boltzmann Machines and the Centering Trick"; Melchior,
             Fischer & Wiskott (2016), "How to Center Deep Boltzmann Machines", JMLR 17(99).
         """
-        given = cls(weights, visible, hidden, validate_args=False)
+        given = RBM(weights, visible, hidden, validate_args=False)
         units = uncentered(given, visible_offset, hidden_offset)
         return cls(given.weights, *units, **kwargs)
 
@@ -314,7 +314,12 @@ class RBM(RBMSweeps):
 
     def with_visible(self, visible: Unit, coupling: Any = None) -> RBM:
         """Return the unnormalized RBM with other visible units and weights times ``coupling``."""
-        rbm = RBM(self.weights, visible, self.hidden_units, validate_args=False)
+        return self.with_parts((self.weights, visible, self.hidden_units), coupling)
+
+    @staticmethod
+    def with_parts(parts: tuple[Array, Unit, Unit], coupling: Any = None) -> RBM:
+        """Return the unnormalized RBM of these weights (times ``coupling``) and units."""
+        rbm = RBM(*parts, validate_args=False)
         rbm._coupling = coupling
         return rbm
 
@@ -336,21 +341,25 @@ class RBM(RBMSweeps):
         return sample_by_gibbs(self, require_key(key), shape, self.num_sweeps)
 
 
-def _floating(weights: Any) -> Array:
+def floating(weights: Any, name: str) -> Array:
+    """Weights as a floating array."""
     try:
         array = jnp.asarray(weights)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"RBM: expected an array for `weights`; got {type(weights).__name__}."
+            f"RBM: expected an array for `{name}`; got {type(weights).__name__}."
         ) from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))
 
 
-def _bernoulli(logits: Any, name: str) -> Bernoulli:
+def as_unit(value: Any, name: str) -> Unit:
+    """A unit as it is, or Bernoulli units with the given logits."""
+    if isinstance(value, Unit):
+        return value
     try:
-        return Bernoulli(logits)
+        return Bernoulli(value)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"RBM: expected `{name}` to be a unit or an array of Bernoulli logits. {error}"

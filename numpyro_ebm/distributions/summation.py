@@ -95,25 +95,23 @@ def _orient(rbm: RBM) -> _Layers:
 
 
 def _over_batch(function, rbm: RBM, *args):
-    """Apply ``function`` to each member of a batch of RBMs in turn."""
+    """Apply ``function`` to each member of a batch of RBMs, as many at a time as fit in memory."""
     batch = rbm.batch_shape
     if not batch:
         return function(rbm, *args)
     event = rbm.visible_units.feature_shape + rbm.hidden_units.feature_shape
-    parts = (
-        jnp.broadcast_to(rbm.weights, batch + event),
-        rbm.visible_units.expand(batch),
-        rbm.hidden_units.expand(batch),
-    )
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), parts)
+    units = rbm.visible_units.expand(batch), rbm.hidden_units.expand(batch)
+    is_shared = rbm.weights.shape == event
+    own = () if is_shared else jnp.broadcast_to(rbm.weights, batch + event)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (units, own))
 
     def one(inputs):
-        (weights, visible, hidden), own = inputs
-        single = type(rbm)(weights, visible, hidden, validate_args=False)
-        single._coupling = rbm._coupling
-        return function(single, *own)
+        ((visible, hidden), own), arguments = inputs
+        parts = rbm.weights if is_shared else own, visible, hidden
+        return function(rbm.with_parts(parts, rbm._coupling), *arguments)
 
-    out = jax.lax.map(one, (flat, args))
+    batch_size = max(1, _CHUNK_FLOATS // (num_terms(rbm) * sum(rbm.weight_matrix.shape[-2:])))
+    out = jax.lax.map(one, (flat, args), batch_size=batch_size)
     return out.reshape(*batch, *out.shape[1:])
 
 

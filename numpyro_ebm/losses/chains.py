@@ -145,7 +145,8 @@ def persistent_chains(
 
     Raises:
         TypeError: ``distribution`` is not an energy-based model, or ``kernel`` is no kernel.
-        ValueError: ``num_chains`` is not a positive integer, or the stored chains are others.
+        ValueError: ``num_chains`` is not a positive integer, the stored chains are others, or
+            rows of data have densities of their own, as in a conditional RBM.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro_ebm as ebm
@@ -200,6 +201,13 @@ def _checked(num_chains: Any, distribution: Any, kernel: Any) -> EnergyDistribut
         raise TypeError(
             "persistent_chains: expected `distribution` to be an energy-based model such as "
             f"ebm.RBM; got {type(distribution).__name__}."
+        )
+    if model.is_conditional:
+        raise ValueError(
+            "persistent_chains: expected one density for all rows of data; that of "
+            f"{type(model).__name__} is another one for each condition, so that chains which go on "
+            "under the conditions of another update sample none of them. Use "
+            "ebm.ContrastiveDivergence, or ebm.MaximumLikelihood, exact or with `num_chains`."
         )
     if not isinstance(num_chains, int) or num_chains < 1:
         raise ValueError(

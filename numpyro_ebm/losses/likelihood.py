@@ -86,6 +86,7 @@ class MaximumLikelihood(EnergyLoss):
             )
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.num_chains, self.num_steps, self.kernel = num_chains, num_steps, kernel
+        self.by_frames = num_chains is not None
 
     def surrogate(
         self,

@@ -93,10 +93,19 @@ class _Substitution(Messenger):
             if not masked:  # masked rows may hold anything; the energy checks the others
                 self._check_value(msg["name"], distribution, msg["value"])
             key = require_key(numpyro.prng_key())
-            log_prob_fn = self.loss.surrogate(key, msg["name"], distribution, self.mutable)
-            return Surrogate(distribution, log_prob_fn)
+            return Surrogate(distribution, self._log_prob_fn(key, msg, distribution))
 
         msg["fn"] = _replace(msg["fn"], make) or msg["fn"]
+
+    def _log_prob_fn(
+        self, rng_key: Key[Array, ""], msg: dict[str, Any], distribution: EnergyDistribution
+    ) -> Callable[[Num[Array, "*shape"]], Float[Array, "*batch"]]:
+        """Minus the loss of each observation; of a sequence, summed over its frames."""
+        if not (distribution.by_frames and self.loss.by_frames):
+            return self.loss.surrogate(rng_key, msg["name"], distribution, self.mutable)
+        frames = distribution.conditionals(msg["value"])
+        each = self.loss.surrogate(rng_key, msg["name"], frames, self.mutable)
+        return lambda value: each(value).sum(-1)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "mutable":
@@ -135,6 +144,9 @@ class EnergyLoss(Trace_ELBO):
         num_particles: Draws from the guide for one estimate.
         vectorize_particles: Whether to ``vmap`` over them.
     """
+
+    by_frames: bool = True
+    """Whether a sequence is trained as its frames, each given those before it."""
 
     def __init__(self, num_particles: int = 1, vectorize_particles: Any = True) -> None:
         if not isinstance(num_particles, int) or num_particles < 1:
