@@ -166,11 +166,13 @@ def _chain(kind, visible, hidden, *links):
         rng, v, h = parts(visible, hidden, dtype)
         shapes = {"visible": v.feature_shape, "hidden": h.feature_shape}
         weights = normal(rng, dtype, *shapes["visible"], *shapes["hidden"])
-        recurrent = normal(rng, dtype, *shapes["hidden"], *shapes["hidden"])
+        if visible != "Gaussian":
+            weights = 2 * weights
+        recurrent = 2 * normal(rng, dtype, *shapes["hidden"], *shapes["hidden"])
         directed = {}
         for link in links:
             source, target = link.split("_to_")
-            directed[link] = normal(rng, dtype, *shapes[source], *shapes[target])
+            directed[link] = 2 * normal(rng, dtype, *shapes[source], *shapes[target])
         initial = normal(rng, dtype, *shapes["hidden"])
         return kind(weights, v, h, recurrent, num_frames, initial=initial, **directed, **kwargs)
 
