@@ -8,7 +8,8 @@ import numpy as np
 import numpyro.distributions as dist
 from dbm_models import CASES
 from numpyro.distributions import constraints
-from registry import SINGLE
+from registry import CONDITIONAL, SINGLE
+from sequence_models import MODELS as SEQUENCES
 
 import numpyro_ebm as ebm
 from numpyro_ebm import couplings, units
@@ -77,6 +78,10 @@ def _factors(kind):
 MODELS = {
     **{f"RBM {case.name}": case.build for case in SINGLE},
     "DBM": CASES["multimodal"].build,
+    **{case.name: case.build for case in CONDITIONAL},
+    "autoregressive RBM": SEQUENCES["window"].make,
+    "recurrent temporal RBM": SEQUENCES["recurrent Gaussian-Spin"].make,
+    "temporal RBM": SEQUENCES["temporal"].make,
     "RBM, exact": partial(SINGLE[0].build, normalizer="exact"),
     "RBM, known log Z": partial(SINGLE[1].build, normalizer=jnp.float32(3.0)),
     "class RBM": lambda: ebm.ClassRBM(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import BruteForce
 
-from numpyro_ebm import RBM, units
+from numpyro_ebm import RBM, ConditionalRBM, units
 
 NUM_STATES = 3
 """States of a Categorical unit."""
@@ -116,6 +116,24 @@ class Case(NamedTuple):
         return RBM(jnp.asarray(dyadic(weights), dtype), visible, hidden, **kwargs)
 
 
+class ConditionalCase(Case):
+    """One RBM for each of some inputs; the batch of the visible units is that of the inputs."""
+
+    @property
+    def name(self):
+        """Name in test reports."""
+        return f"conditional {super().name}"
+
+    def build(self, dtype="float32", **kwargs):
+        """Return the conditional RBM; keyword arguments go to its constructor."""
+        inner = Case(self.visible, self.hidden, self.seed).build(dtype)
+        rng = np.random.default_rng(self.seed + 1)
+        visible, hidden = inner.visible_units, inner.hidden_units
+        shapes = (2, *visible.feature_shape), (2, *hidden.feature_shape), (*self.batches[1], 2)
+        directed = [jnp.asarray(dyadic(rng.normal(0, 0.4, shape)), dtype) for shape in shapes]
+        return ConditionalRBM(inner.weights, visible, hidden, *directed, **kwargs)
+
+
 COUNTS = [
     Case("Poisson", "Bernoulli", 31),
     Case("Poisson", "Categorical", 32),
@@ -148,6 +166,10 @@ BATCHED = [
     Case("ReLU+Categorical", "Bernoulli", 207, ((2,), (), (3, 1))),
 ]
 SINGLE = PAIRINGS + MULTIMODAL
+CONDITIONAL = [
+    ConditionalCase("Gaussian+Bernoulli", "Bernoulli", 300),
+    ConditionalCase("Categorical", "Spin", 301, ((), (3,), ())),
+]
 
 
 def parametrize(cases):

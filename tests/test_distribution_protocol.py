@@ -12,13 +12,13 @@ import pytest
 from helpers import assert_close
 from numpyro import handlers
 from numpyro.infer import Predictive
-from registry import BATCHED, MULTIMODAL, PAIRINGS, SINGLE, brute_force, parametrize
+from registry import BATCHED, CONDITIONAL, MULTIMODAL, PAIRINGS, SINGLE, brute_force, parametrize
 from scipy.special import logsumexp
 
 from numpyro_ebm import RBM
 from numpyro_ebm.base import unwrap
 
-FEW = [PAIRINGS[0], PAIRINGS[13], PAIRINGS[19], SINGLE[-1], *BATCHED[1::3]]
+FEW = [PAIRINGS[0], PAIRINGS[13], PAIRINGS[19], SINGLE[-1], *BATCHED[1::3], *CONDITIONAL]
 X64 = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -50,7 +50,7 @@ def everything(rbm):
 
 
 @X64
-@parametrize(SINGLE + BATCHED)
+@parametrize(SINGLE + BATCHED + CONDITIONAL)
 def test_shapes_and_types(case, dtype):
     with jax.enable_x64(dtype == "float64"):
         rbm = case.build(dtype, normalizer="exact")

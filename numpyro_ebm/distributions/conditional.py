@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
+from numpyro.distributions import constraints
 from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.distributions.products import dot
@@ -139,6 +140,16 @@ class ConditionalRBM(RBM):
                 )
 
     # ----- given the inputs ----------------------------------------------------------------
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Support of the visible units, the same for all inputs."""
+        return self.own_visible.support
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of hidden units."""
+        return self.own_hidden.shape[0]
 
     @property
     def visible_units(self) -> Unit:  # ty: ignore[incompatible-property-override]
