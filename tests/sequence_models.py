@@ -14,6 +14,7 @@ import pytest
 from helpers import energy, features, layer
 from registry import UNITS, dyadic
 from scipy.special import logsumexp
+from scipy.stats import chi2
 
 from numpyro_ebm import AutoregressiveRBM, RecurrentTemporalRBM, TemporalRBM
 
@@ -210,3 +211,16 @@ def all_sequences(model):
 def log_probs(name, model, sequences):
     """Log densities by the sums of this file."""
     return np.array([MODELS[name].log_prob(model, list(frames)) for frames in sequences])
+
+
+def assert_drawn_from(draws, sequences, probs):
+    """Pearson's test of counts, rare sequences taken together."""
+    code = {tuple(s.ravel().astype(int)): i for i, s in enumerate(sequences)}
+    numbers = [code[tuple(d.ravel())] for d in np.asarray(draws, int)]
+    counts, expected = np.bincount(numbers, minlength=len(probs)), len(draws) * probs
+    order = np.argsort(expected)
+    cells = np.cumsum(expected[order]) // 10  # at least ten expected in each
+    groups = np.unique(np.minimum(cells, cells[-1] - 1), return_inverse=True)[1]
+    counts, expected = (np.bincount(groups, x[order]) for x in (counts, expected))
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert chi2.sf(statistic, len(expected) - 1) > 1e-4, statistic / len(expected)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import z_scores
-from scipy.stats import chi2
-from sequence_models import BINARY, MODELS, all_sequences, log_probs, over
+from sequence_models import BINARY, MODELS, all_sequences, assert_drawn_from, log_probs, over
 
 NUM_DRAWS = 4000
 EXACT = (*BINARY, "recurrent Spin-Categorical", "temporal Spin-Categorical")
@@ -17,19 +16,6 @@ def distribution(name):
     model = MODELS[name].make()
     sequences = all_sequences(model)
     return model, sequences, np.exp(log_probs(name, model, sequences))
-
-
-def assert_drawn_from(draws, sequences, probs):
-    """Pearson's test of counts, rare sequences taken together."""
-    code = {tuple(s.ravel().astype(int)): i for i, s in enumerate(sequences)}
-    numbers = [code[tuple(d.ravel())] for d in np.asarray(draws, int)]
-    counts, expected = np.bincount(numbers, minlength=len(probs)), len(draws) * probs
-    order = np.argsort(expected)
-    cells = np.cumsum(expected[order]) // 10  # at least ten expected in each
-    groups = np.unique(np.minimum(cells, cells[-1] - 1), return_inverse=True)[1]
-    counts, expected = (np.bincount(groups, x[order]) for x in (counts, expected))
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    assert chi2.sf(statistic, len(expected) - 1) > 1e-4, statistic / len(expected)
 
 
 @over(EXACT)

@@ -98,6 +98,8 @@ class ConditionalRBM(RBM):
         self.visible_weights = _optional(visible_weights, "visible_weights")
         self.hidden_weights = _optional(hidden_weights, "hidden_weights")
         self.condition = floating(condition, "condition")
+        if self._validate_args if validate_args is None else validate_args:
+            self._check_inputs()
         super().__init__(
             weights, visible, hidden, normalizer=normalizer, validate_args=validate_args
         )
@@ -128,8 +130,7 @@ class ConditionalRBM(RBM):
             ("hidden_weights", self.hidden_weights, self.own_hidden),
         )
 
-    def _check_finite(self) -> None:
-        super()._check_finite()
+    def _check_inputs(self) -> None:
         for name in ("visible_weights", "hidden_weights", "condition"):
             array = getattr(self, name)
             if array is not None and not_jax_tracer(array) and not np.all(np.isfinite(array)):
