@@ -250,7 +250,7 @@ def test_digits_against_scikit_learn():
     [
         "digits",
         pytest.param(
-            "dna",
+            "debd_dna",
             marks=pytest.mark.skipif(
                 "NUMPYRO_EBM_DATA" not in os.environ, reason="NUMPYRO_EBM_DATA is not set"
             ),
@@ -293,7 +293,7 @@ def test_em_reaches_the_closed_form(double):
 @BOTH
 def test_em_with_missing_entries(kind, double):
     """It rises as the dense Gaussian does, to a point where the gradient vanishes."""
-    _, data, mask = table(kind, rows=60)
+    _, data, mask = table(kind, rows=700)
     model = kind(D, 1)
     start = random_start(kind, D, 1)
     fit = model.em(data, mask=mask, init_params=start, tolerance=1e-11, num_iterations=5000)

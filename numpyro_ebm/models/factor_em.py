@@ -14,7 +14,9 @@ class Statistics(NamedTuple):
     """The data: rows with a mask, or without one their covariance alone."""
 
     rows: Any
+    """Blocks of rows, ``(blocks, rows, d)``, 0 where they are missing."""
     observed: Any
+    """The mask, as numbers."""
     covariance: Any
     """Sum of products of columns."""
     counts: Any
@@ -76,8 +78,21 @@ def _maximize(moments: _Moments, stats: Statistics, shared: bool) -> LinearParam
 
 def _of_rows(params: LinearParams, stats: Statistics) -> tuple[_Moments, Array]:
     """Expected moments, and the mean log-likelihood of a row, with missing entries."""
-    rows, observed, loadings = stats.rows, stats.observed, params.loadings
-    num, k = len(rows), loadings.shape[1]
+    num_columns, k = params.loadings.shape
+    zero = _Moments(jnp.zeros((num_columns, k + 1)), jnp.zeros((num_columns, (k + 1) ** 2)))
+
+    def block(sums: Any, part: Any) -> Any:
+        return jax.tree.map(jnp.add, sums, _of_block(params, *part)), None
+
+    (moments, terms), _ = jax.lax.scan(block, (zero, jnp.zeros(())), (stats.rows, stats.observed))
+    constant = stats.counts @ jnp.log(2 * jnp.pi * params.variance)
+    factors = moments.factors.reshape(-1, k + 1, k + 1)
+    return _Moments(moments.data, factors), -(terms + constant) / (2 * stats.num_rows)
+
+
+def _of_block(params: LinearParams, rows: Array, observed: Array) -> tuple[_Moments, Array]:
+    """Moments of some rows, and what their log-likelihoods have besides a constant, times -2."""
+    loadings, (num, k) = params.loadings, (len(rows), params.loadings.shape[1])
     residual = observed * (rows - params.loc)
     over = loadings / params.variance[:, None]
     precision = observed @ (over[:, :, None] * loadings[:, None, :]).reshape(-1, k * k)
@@ -87,13 +102,10 @@ def _of_rows(params: LinearParams, stats: Statistics) -> tuple[_Moments, Array]:
     mean = jnp.einsum("nij,nj->ni", covariance, field)
     quadratic = (residual**2 / params.variance).sum() - (field * mean).sum()
     log_det = 2 * jnp.log(jnp.diagonal(tril, axis1=1, axis2=2)).sum()
-    constant = stats.counts @ jnp.log(2 * jnp.pi * params.variance)
     first = jnp.concatenate([mean, jnp.ones((num, 1))], axis=1)
     second = first[:, :, None] * first[:, None, :]
     second = second.at[:, :k, :k].add(covariance)
-    factors = (observed.T @ second.reshape(num, -1)).reshape(-1, k + 1, k + 1)
-    moments = _Moments(rows.T @ first, factors)
-    return moments, -(quadratic + log_det + constant) / (2 * stats.num_rows)
+    return _Moments(rows.T @ first, observed.T @ second.reshape(num, -1)), quadratic + log_det
 
 
 def _of_covariance(params: LinearParams, stats: Statistics) -> tuple[_Moments, Array]:

@@ -15,6 +15,8 @@ from numpyro_ebm.models.factor_em import LinearParams, Statistics, run
 _SMALLEST_NOISE = {False: 1e-6, True: 1e-14}
 """Least share of the variance that is left to noise: of a column, or of all columns together."""
 
+_ROWS_AT_A_TIME = 512
+
 
 class FitWarning(UserWarning):
     """Doubt about fitted parameters."""
@@ -208,7 +210,14 @@ def _stats(scaled: np.ndarray, mask: np.ndarray | None, shared: bool) -> Statist
     parts = (counts, squares, floor, num)
     if mask is None:
         return jax.tree.map(jnp.asarray, Statistics(None, None, scaled.T @ scaled, *parts))
-    return jax.tree.map(jnp.asarray, Statistics(scaled, observed, None, *parts))
+    return jax.tree.map(jnp.asarray, Statistics(_blocks(scaled), _blocks(observed), None, *parts))
+
+
+def _blocks(rows: np.ndarray) -> np.ndarray:
+    """Rows in blocks, filled up with rows of nothing."""
+    size = min(_ROWS_AT_A_TIME, len(rows))
+    filled = np.pad(rows, ((0, -len(rows) % size), (0, 0)))
+    return filled.reshape(-1, size, rows.shape[1])
 
 
 def _log_units(units: np.ndarray, mask: np.ndarray | None, num_rows: int) -> float:
