@@ -1,8 +1,10 @@
 """Small deep Boltzmann machines, and NumPy answers for them by sums over all layers."""
 
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import energy, features, layer
@@ -129,3 +131,37 @@ def model(name):
 def brute(name):
     """Its answers."""
     return BruteDBM(model(name))
+
+
+@dataclass(frozen=True, eq=False)
+class ExactLayers:
+    """A kernel whose chains start with hidden layers drawn exactly given the visible units.
+
+    Attributes:
+        kernel: The kernel, whose states are chains.
+        name: The case.
+    """
+
+    kernel: Any
+    name: str
+
+    def init(self, value, target):
+        """Chains at ``value``, from the posterior of the hidden layers by enumeration."""
+        with jax.ensure_compile_time_eval():  # though the caller traces; the start is known
+            hidden = [jnp.asarray(x) for x in self.hidden(value.shape[0])]
+        chain = self.kernel.init(value, target)
+        layers = [x.astype(old.dtype) for x, old in zip(hidden, chain.hidden, strict=True)]
+        return self.kernel.refresh(chain._replace(hidden=tuple(layers)), target)
+
+    @cache  # noqa: B019
+    def hidden(self, num):
+        """Hidden layers of the draws that :func:`draw_visible` makes with the generator of 7."""
+        return brute(self.name).draw(np.random.default_rng(7), num)[1:]
+
+    def __getattr__(self, name):
+        return getattr(self.kernel, name)
+
+
+def draw_visible(name):
+    """Maps a NumPy generator and a number to exact visible values."""
+    return lambda rng, size: brute(name).draw(rng, size)[0]

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from continuous_targets import draws_of_gaussian, draws_of_mixture
+from dbm_models import ExactLayers, draw_visible
+from dbm_models import model as deep_model
 from helpers import BruteForce
 from pairwise_models import CASES, brute, torus_draw
 from registry import NUM_STATES, Case
@@ -80,6 +82,15 @@ def of_torus(cls, kind, num_states, coupling, field):
     return make
 
 
+def of_dbm(name):
+    """A deep Boltzmann machine; exact draws by enumeration."""
+
+    def make():
+        return Target(deep_model(name), draw_visible(name))
+
+    return make
+
+
 TARGETS = {
     "RBM binary": of_rbm("Bernoulli", "Bernoulli", 900),
     "RBM spin": of_rbm("Spin", "Bernoulli", 901),
@@ -89,6 +100,9 @@ TARGETS = {
     "RBM mixture": of_continuous("Gaussian", "Bernoulli", 911, draws_of_mixture),
     "RBM rectified": of_continuous("ReLU", "Bernoulli", 912, draws_of_mixture),
     **{name: of_pairwise(name, 3 if name.startswith("Potts") else None) for name in CASES},
+    "DBM two": of_dbm("two"),
+    "DBM three": of_dbm("three"),
+    "DBM multimodal": of_dbm("multimodal"),
     "Ising dense random": of_pairwise("Ising dense", scan="random"),
     "Ising odd cycle in order": of_pairwise("Ising odd cycle", scan="sequential"),
     "Potts 3x3 in order": of_pairwise("Potts 3x3", 3, scan="sequential"),
@@ -133,8 +147,14 @@ def tempered(name, **options):
 
 KERNELS = {
     "GibbsSweeps": Row(kernels.GibbsSweeps(), (*RBMS, "RBM mixed", *SWEPT)),
+    **{
+        f"GibbsSweeps of layers, {name}": Row(
+            ExactLayers(kernels.GibbsSweeps(), name), (f"DBM {name}",)
+        )
+        for name in ("three", "multimodal")
+    },
     "GibbsWithGradientsStep": Row(
-        kernels.GibbsWithGradientsStep(), (*RBMS, "RBM mixed", "BM hidden", "Potts 4x4")
+        kernels.GibbsWithGradientsStep(), (*RBMS, "RBM mixed", "BM hidden", "Potts 4x4", "DBM two")
     ),
     "GibbsWithGradientsStep of 3": Row(
         kernels.GibbsWithGradientsStep("barker", num_flips=3), ("RBM Potts",)

@@ -14,6 +14,12 @@ from numpyro_ebm.distributions import dbm_sum
 every = pytest.mark.parametrize("name", CASES)
 
 
+def names(*fast, slow=()):
+    """Cases by name, some only among the slow tests."""
+    late = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
+    return pytest.mark.parametrize("name", [*fast, *late])
+
+
 def rows_of(name, size=40):
     """Some values of all layers."""
     states = brute(name).draw(np.random.default_rng(1), size)
@@ -55,7 +61,7 @@ def test_probabilities_sum_to_one(name):
     assert logsumexp(log_probs) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["two", "two wide"])
+@names("two wide", slow=("two",))
 def test_sums_in_chunks(name, monkeypatch):
     """Even hidden layers are summed in the first model, odd ones in the second."""
     values, dbm = jnp.array([[1, 0, 1], [0, 1, 1]]), model(name)
@@ -105,7 +111,7 @@ def test_the_rbm_of_even_and_odd_layers(name):
 # ----- draws -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["three", "kinds", "multimodal", "Gaussian hidden"])
+@names("three", "multimodal", slow=("kinds", "Gaussian hidden"))
 def test_exact_draws(name):
     dbm, answer = model(name), brute(name)
     draws = dbm.sample(jax.random.key(1), (20_000,))
@@ -143,8 +149,8 @@ def assert_same_means(dbm, before, after):
             assert np.all(np.abs(change.mean(0)) < 4 * error + 1e-12)
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 16])
-@pytest.mark.parametrize("name", ["two", "three", "kinds", "multimodal"])
+@pytest.mark.parametrize("num_steps", [1, 16])
+@names("three", "multimodal", slow=("two", "kinds"))
 def test_no_drift_of_any_layer(name, num_steps):
     before = brute(name).draw(np.random.default_rng(2), 20_000)
     after = advanced(model(name), before, num_steps)
@@ -229,7 +235,7 @@ def test_variational_energy_is_that_of_independent_units():
     np.testing.assert_allclose(dbm.variational_energy(values, means), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["two", "three", "kinds"])
+@names("three", slow=("two", "kinds"))
 def test_the_bound_is_the_likelihood_where_the_posterior_factorizes(name):
     """Without the weights between hidden layers it does, whatever the visible units say."""
     dbm = model(name)
@@ -278,7 +284,7 @@ def test_deep_models_have_a_bound_alone():
 # ----- annealing -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["one", "three", "kinds", "multimodal"])
+@names("three", "multimodal", slow=("one", "kinds"))
 def test_path(name):
     dbm, answer = model(name), brute(name)
     data = rows_of(name, 50)[0]
@@ -292,7 +298,7 @@ def test_path(name):
     assert evidence.exact(path.at(0.0)).log_evidence == pytest.approx(float(path.log_z0), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["three", "multimodal"])
+@names("three", slow=("multimodal",))
 def test_annealed_importance_sampling(name):
     found = evidence.ais(jax.random.key(0), model(name), num_temperatures=100, num_particles=1000)
     assert abs(found.log_evidence - brute(name).log_z) < 4 * found.std_error

@@ -117,7 +117,7 @@ def test_clamped_and_free_chains_have_the_likelihood_gradient(name):
     assert_moments(replicated(loss, build, params), enumerated(build, params))
 
 
-@every
+@pytest.mark.parametrize("name", ["Boltzmann", pytest.param("deep", marks=pytest.mark.slow)])
 def test_mean_field_is_biased_where_hidden_units_depend_on_each_other(name):
     build, params = MODELS[name][0], MODELS[name][1]()
     loss = PersistentContrastiveDivergence(40, positive="mean_field", num_positive_steps=50)
