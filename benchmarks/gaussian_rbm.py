@@ -113,11 +113,11 @@ def train(name, options, rows, valid):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=["block Gibbs"], help=", ".join(KERNELS))
-    parser.add_argument("--hidden", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--hidden", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-size", type=int, default=200)
-    parser.add_argument("--temperatures", type=int, default=10_000)
+    parser.add_argument("--temperatures", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if not set(options.names) <= set(KERNELS):
@@ -135,7 +135,7 @@ def main():
 
         found = ebm.evidence.log_likelihood(
             jax.random.key(options.seed + 1), rbm, test, base=rows,
-            num_temperatures=options.temperatures, num_rows=200, num_chains=5,
+            num_temperatures=options.temperatures, num_rows=100, num_chains=5,
         ).diagnostics  # fmt: skip
         scale = np.asarray(rbm.visible_units.scale)
         print(

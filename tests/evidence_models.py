@@ -70,6 +70,9 @@ MODELS = {
     "ReLU visible": lambda: ebm.RBM(
         normal(1, 2, 4, scale=0.6), units.ReLU([0.3, -0.5], [1.0, 0.8]), units.Spin(normal(3, 4))
     ),
+    "counts": lambda: ebm.RBM(
+        normal(1, 2, 4, scale=0.6), units.Poisson([0.3, -0.5]), units.Spin(normal(3, 4))
+    ),
     "Gaussian both": lambda: ebm.RBM(
         [[0.6, -0.2], [0.1, 0.5]], units.Gaussian([0.5, -1.0]), units.Gaussian([1.0, 0.0], 1.1)
     ),

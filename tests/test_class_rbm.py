@@ -144,7 +144,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["discriminative", "hybrid", pytest.param("generative", marks=pytest.mark.slow)]
+)
 def test_training_classifies(way):
     model, loss = WAYS[way]
     svi = SVI(model, lambda *_: None, numpyro.optim.Adam(0.02), loss)

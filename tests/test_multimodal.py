@@ -23,7 +23,6 @@ KINDS = {
     "three": ("Spin", "Gaussian", "Bernoulli"),
 }
 HIDDEN = {"three": "Categorical", "letters and spins": "Gaussian"}
-by_name = pytest.mark.parametrize("name", KINDS)
 
 
 def build(name, batch=()):
@@ -61,7 +60,10 @@ def log_rest(rbm, given, row):
     return states, logsumexp(log_joint, axis=1) - energy(rbm.visible_units, value)
 
 
-@by_name
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in HIDDEN)) for n in KINDS],
+)
 def test_the_rest_given_one_modality(name):
     """Densities, log Z and draws of the conditional, for several rows at once."""
     rbm = build(name)

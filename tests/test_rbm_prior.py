@@ -52,7 +52,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in list(CASES)[2:])) for name in CASES],
+)
 def test_posterior_marginals_equal_enumeration(name):
     model, noisy, seen, log_likelihood = CASES[name]
     noisy, seen = np.array(noisy), np.array(seen)
