@@ -5,7 +5,11 @@
 For each data set every model listed below is trained by `SVI` with `Trace_ELBO` until the
 log-likelihood of the validation rows stops rising; the model that is best on them is the one
 weighed on the test rows. The curves of training and validation are written to
-`build/train_autoregressive/<data set>_<model>.csv`, the parameters beside them.
+`build/train_autoregressive/<data set>_<model>.csv`, the models beside them as `.safetensors`, and
+an interrupted run goes on from its `.checkpoint`.
+
+On two quiet cores the three small sets take about three minutes together; `mnist_made` takes about
+10 and `mnist_nade` about 20.
 """
 
 import argparse
@@ -134,12 +138,13 @@ def train(label, settings, data, options):
         validation=jnp.asarray(data.valid, jnp.uint8),
         model_kwargs={"initial": start, "name": settings.model},
         early_stopping=ebm.EarlyStopping(patience=10, monitor="validation_loss"),
+        checkpoint=options.output / f"{label}.checkpoint",
         callback=show if options.verbose else None,
         progress_bar=False,
     )
     result.history.to_csv(options.output / f"{label}.csv", index=False)
     distribution = MODELS[settings.model](**result.params["net"])
-    ebm.checkpoint.save(options.output / f"{label}.safetensors", result.params)
+    ebm.checkpoint.save(options.output / f"{label}.safetensors", distribution)
     return distribution, log_likelihoods(distribution, data.valid).mean(), result
 
 
