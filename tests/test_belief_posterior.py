@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from test_sigmoid_belief_network import log_joint, log_recognition, parameters, split, states
 
 from numpyro_ebm import discrete_sites, evidence, kernels
-from numpyro_ebm.models import BeliefGibbs, BeliefPosterior, SigmoidBeliefNetwork
+from numpyro_ebm.models import BeliefGibbs, SigmoidBeliefNetwork
 
 DEEP = SigmoidBeliefNetwork(4, [3, 2, 2])
 FLAT = SigmoidBeliefNetwork(3, [2])
@@ -50,11 +50,18 @@ def test_energies_and_log_z():
 
 
 def test_a_sweep_leaves_the_posterior_as_it_is():
-    params = network(DEEP)
-    weights = [params[f"weights_{k}"] for k in (1, 2, 3)]
-    posterior = BeliefPosterior(weights, [params[f"bias_{k}"] for k in range(4)], DATA[0])
+    posterior = DEEP.posterior(network(DEEP), DATA[0])
     start = posterior.sample(jax.random.key(0), (20000,)).astype(jnp.uint8)
     assert_no_drift(kernels.GibbsSweeps(), posterior, start, steps=(1, 3))
+
+
+def test_annealing_estimates_the_log_likelihood():
+    params = network(DEEP)
+    estimate = evidence.ais(
+        jax.random.key(0), DEEP.posterior(params, DATA[0]), num_temperatures=30, num_particles=200
+    )
+    exact = DEEP.exact_log_likelihood(params, DATA[:1])[0]
+    assert abs(estimate.log_evidence - exact) < 4 * estimate.std_error < 0.5
 
 
 def test_clamped_hidden_units_stay():

@@ -189,24 +189,25 @@ class SigmoidBeliefNetwork:
         return log_prob
 
     def posterior(
-        self, params: Mapping[str, Array], data: Num[ArrayLike, "rows num_visible"]
+        self, params: Mapping[str, Array], data: Num[ArrayLike, "*rows num_visible"]
     ) -> BeliefPosterior:
-        """Posterior of the hidden units of every row, an energy-based distribution.
+        """Posterior of the hidden units of a row, or of every row: an energy-based distribution.
 
         Its log Z is the log-likelihood of the row, and its ``gibbs_step`` a sweep over the hidden
         units; :class:`~numpyro_ebm.models.BeliefGibbs` does these in a NumPyro model.
 
         Args:
             params: Parameters by name, such as those of a finished ``SVI`` run.
-            data: Rows of 0 and 1.
+            data: Rows of 0 and 1, or one row, as ``evidence.ais`` wants it.
 
         Raises:
             ValueError: ``params`` or ``data`` do not fit.
         """
         check_sizes(_NAME, params, self.sizes)
+        rows = self._checked(jnp.atleast_2d(jnp.asarray(data)))
         weights = [params[f"weights_{k}"] for k in range(1, len(self.sizes))]
         biases = [params[f"bias_{k}"] for k in range(len(self.sizes))]
-        return BeliefPosterior(weights, biases, self._checked(data))
+        return BeliefPosterior(weights, biases, rows if jnp.ndim(data) > 1 else rows[0])
 
     def variational_bound(
         self,
