@@ -79,7 +79,7 @@ TASKS = {
     ),
     "mnist_nade": Task(
         "mnist_fixed_binarized",
-        (Settings("nade", (500,), 30, 1e-3, 100, 0.0),),
+        (Settings("nade", (500,), 25, 2e-3, 100, 0.01),),
         "NADE -88.86 (2011)",
     ),
 }
@@ -152,6 +152,8 @@ def run(name, task, options):
     data = ebm.datasets.load(task.dataset)
     trained = []
     for index, settings in enumerate(task.candidates):
+        if options.epochs:
+            settings = settings._replace(num_epochs=options.epochs)
         label = f"{name}_{settings.model}_{index}"
         distribution, valid, result = train(label, settings, data, options)
         trained.append((valid, settings, distribution))
@@ -175,6 +177,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ["adult", "mushrooms", "dna"]
     parser.add_argument("names", nargs="*", default=names, help=", ".join(TASKS))
+    parser.add_argument("--epochs", type=int, help="instead of the usual number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="print every epoch")
     parser.add_argument("--output", type=Path, default=Path("build/train_autoregressive"))
