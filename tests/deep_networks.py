@@ -8,30 +8,30 @@ from scipy.special import logsumexp
 
 from numpyro_ebm import DBN, RBM, units
 
-RNG = np.random.default_rng(0)
 KINDS = {"Bernoulli": units.Bernoulli, "Spin": units.Spin, "Categorical": units.Categorical}
 
 
-def unit(kind, size, dtype="float32"):
+def unit(rng, kind, size, dtype="float32"):
     if kind == "Gaussian":
-        loc, scale = RNG.uniform(-0.6, 0.6, size), RNG.uniform(0.7, 1.2, size)
+        loc, scale = rng.uniform(-0.6, 0.6, size), rng.uniform(0.7, 1.2, size)
         return units.Gaussian(loc.astype(dtype), scale.astype(dtype))
     shape = (size, 3) if kind == "Categorical" else size
-    return KINDS[kind](RNG.normal(0, 0.6, shape).astype(dtype))
+    return KINDS[kind](rng.normal(0, 0.6, shape).astype(dtype))
 
 
-def machine(visible, hidden, scale=0.7, dtype="float32"):
+def machine(visible, hidden, scale=0.7, dtype="float32", seed=0):
     """A machine between layers given as (kind, size)."""
-    visible, hidden = unit(*visible, dtype), unit(*hidden, dtype)
-    weights = RNG.normal(0, scale, visible.feature_shape + hidden.feature_shape)
+    rng = np.random.default_rng(seed)
+    visible, hidden = unit(rng, *visible, dtype), unit(rng, *hidden, dtype)
+    weights = rng.normal(0, scale, visible.feature_shape + hidden.feature_shape)
     return RBM(weights.astype(dtype), visible, hidden)
 
 
 def network(*sizes, recognition=False, dtype="float32"):
     """A network of layers given as (kind, size) from the visible units up."""
-    pairs = list(itertools.pairwise(sizes))
-    layers = [machine(*pair, dtype=dtype) for pair in pairs]
-    untied = [machine(*pair) for pair in pairs[:-1]] if recognition else None
+    pairs = list(enumerate(itertools.pairwise(sizes)))
+    layers = [machine(*pair, dtype=dtype, seed=k) for k, pair in pairs]
+    untied = [machine(*pair, seed=100 + k) for k, pair in pairs[:-1]] if recognition else None
     return DBN(layers, recognition=untied)
 
 

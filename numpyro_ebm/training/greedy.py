@@ -26,6 +26,8 @@ from numpyro_ebm.units.unit import LinearUnit
 
 _INIT_SCALE = 0.01
 """Standard deviation of weights that start at random."""
+_NEGLIGIBLE = 0.01
+"""Share of the variance of binary units that may be left out of a machine turned upside down."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def fit_greedy(
     which is, up to a constant, the variational lower bound of the log-likelihood in the weights of
     the new layer. A new layer with as many hidden units, of the same kind, as the machine below has
     visible ones starts as that machine upside down: there the bound equals that of the network
-    without it, so exact gradient ascent in small steps never lowers the bound. Other layers start
+    without it, so exact gradient ascent in small steps never lowers the bound. Further Bernoulli
+    units start at small random weights. Fewer of them start as those of the machine that vary most,
+    if the others have less than a hundredth of the variance (such as pixels that are hardly ever
+    on) and their mean effect can stand for them: nearly where the network was. Other layers start
     at small random weights and the base rates of :math:`h_k`, below the network without them.
 
     Scales of Gaussian and ReLU units are not trained. Train layers with different settings by one
@@ -196,25 +201,49 @@ def _start(
     rng_key: Key[Array, ""], data: Array, stack: tuple[RBM, ...], visible: Unit | None, hidden: Unit
 ) -> RBM:
     """The machine that training starts from."""
-    below = stack[-1] if stack else None
-    if below is not None:
-        visible = below.hidden_units
-        bottom = below.visible_units
-        if type(bottom) is type(hidden) and bottom.feature_shape == hidden.feature_shape:
-            return _upside_down(below)
+    key_weights, key_up = jax.random.split(rng_key)
+    if stack:
+        turned = _upside_down(key_weights, stack[-1], hidden, _moments(key_up, stack, data)[0])
+        if turned is not None:
+            return turned
+        visible = stack[-1].hidden_units
     elif visible is None:
         visible = Bernoulli(jnp.zeros(data.shape[-1:]))
-    key_weights, key_up = jax.random.split(rng_key)
-    if below is not None or isinstance(visible, Bernoulli):
+    if stack or isinstance(visible, Bernoulli):
         visible = visible.base_rate(*_moments(key_up, (*stack, _unfitted(visible)), data))
     noise = jax.random.normal(key_weights, visible.feature_shape + hidden.feature_shape)
     return RBM(_INIT_SCALE * noise, visible, hidden)
 
 
-def _upside_down(rbm: RBM) -> RBM:
-    rank = len(rbm.visible_units.feature_shape)
-    axes = (*range(rank, rbm.weights.ndim), *range(rank))
-    return RBM(jnp.transpose(rbm.weights, axes), rbm.hidden_units, rbm.visible_units)
+def _upside_down(
+    rng_key: Key[Array, ""], rbm: RBM, hidden: Unit, mean: Float[Array, " f"]
+) -> RBM | None:
+    """The machine with its layers exchanged, of the size of ``hidden``; ``None`` if it has not it.
+
+    Args:
+        rng_key: Random key of the weights of further units.
+        rbm: The machine.
+        hidden: The hidden units that are wanted.
+        mean: Means of the features of the visible units of ``rbm``.
+    """
+    bottom = rbm.visible_units
+    if type(bottom) is not type(hidden):
+        return None
+    if bottom.feature_shape == hidden.feature_shape:
+        rank = len(bottom.feature_shape)
+        axes = (*range(rank, rbm.weights.ndim), *range(rank))
+        return RBM(jnp.transpose(rbm.weights, axes), rbm.hidden_units, bottom)
+    if not isinstance(bottom, Bernoulli) or not isinstance(rbm.hidden_units, Bernoulli):
+        return None
+    variance = mean * (1 - mean)
+    kept, left = jnp.split(jnp.argsort(-variance), [min(hidden.shape + bottom.shape)])
+    if variance[left].sum() > _NEGLIGIBLE * variance.sum():
+        return None
+    extra = hidden.shape[0] - len(kept)
+    noise = _INIT_SCALE * jax.random.normal(rng_key, (rbm.num_hidden, extra))
+    weights = jnp.concatenate([rbm.weights[kept].T, noise], axis=1)
+    visible = rbm.hidden_units.logits + mean[left] @ rbm.weights[left]
+    return RBM(weights, visible, jnp.pad(bottom.logits[kept], (0, extra)))
 
 
 def _unfitted(visible: Unit) -> RBM:
