@@ -5,10 +5,7 @@ from numpyro_ebm.losses.amortized import AmortizedMaximumLikelihood
 from numpyro_ebm.losses.block_pseudolikelihood import BlockPseudoLikelihood
 from numpyro_ebm.losses.chains import persistent_chains
 from numpyro_ebm.losses.conditional_noise_contrastive import ConditionalNoiseContrastiveEstimation
-from numpyro_ebm.losses.contrastive import (
-    ContrastiveDivergence,
-    PersistentContrastiveDivergence,
-)
+from numpyro_ebm.losses.contrastive import ContrastiveDivergence
 from numpyro_ebm.losses.denoising import DenoisingScoreMatching, update_counter
 from numpyro_ebm.losses.energy_discrepancy import EnergyDiscrepancy
 from numpyro_ebm.losses.fast_weights import FastPersistentContrastiveDivergence
@@ -20,6 +17,7 @@ from numpyro_ebm.losses.loss import EnergyLoss
 from numpyro_ebm.losses.mean_field_cd import MeanFieldContrastiveDivergence
 from numpyro_ebm.losses.noise import contrast_noise
 from numpyro_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
+from numpyro_ebm.losses.persistent import PersistentContrastiveDivergence
 from numpyro_ebm.losses.pseudolikelihood import PseudoLikelihood
 from numpyro_ebm.losses.ranking import RankingNoiseContrastiveEstimation
 from numpyro_ebm.losses.ratio_matching import RatioMatching

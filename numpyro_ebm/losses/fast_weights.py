@@ -15,7 +15,7 @@ from numpyro_ebm.losses.chains import (
     negative_energy,
     plus_free,
 )
-from numpyro_ebm.losses.contrastive import PersistentContrastiveDivergence
+from numpyro_ebm.losses.persistent import PersistentContrastiveDivergence
 from numpyro_ebm.losses.rows import row_mean
 
 
