@@ -107,6 +107,7 @@ def test_posterior_and_missing_entries(kind, double):
         np.testing.assert_allclose(found, rest[K:, K:][np.ix_(missing, missing)], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_imputed_draws():
     params, data, mask = table(FactorAnalysis)
     model = FactorAnalysis(D, K)
@@ -150,6 +151,7 @@ def test_ancestral_samples(kind):
 # ----- inference in NumPyro ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mcmc_over_factors_finds_their_posterior():
     params, data, mask = table(FactorAnalysis, rows=3)
     model = FactorAnalysis(D, K)
@@ -190,6 +192,7 @@ def test_priors_on_the_parameters():
     assert mcmc.get_samples()["scale"].shape == (5,)
 
 
+@pytest.mark.slow
 def test_svi_with_minibatches():
     data = np.asarray(dist.Normal(3.0, 2.0).sample(jax.random.key(0), (400, 4)))
     guide = AutoNormal(models.ppca)
@@ -326,6 +329,7 @@ def test_one_iteration_with_and_without_a_mask(kind, double):
     np.testing.assert_allclose(first.log_likelihood * share, second.log_likelihood, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_entries_are_imputed_better_than_by_column_means():
     data = digits()
     rng = np.random.default_rng(0)
