@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
 from numpyro_ebm.distributions.conditional import ConditionalRBM
-from numpyro_ebm.distributions.rbm import RBM, as_unit, floating
+from numpyro_ebm.distributions.rbm import floating
 from numpyro_ebm.distributions.sequence import FrameSequence
 from numpyro_ebm.units import Unit
 
@@ -72,43 +70,34 @@ class AutoregressiveRBM(FrameSequence):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.weights = floating(weights, "weights")
-        self.visible_units, self.hidden_units = (
-            as_unit(visible, "visible"),
-            as_unit(hidden, "hidden"),
-        )
         self.visible_weights = floating(visible_weights, "visible_weights")
         self.hidden_weights = floating(hidden_weights, "hidden_weights")
         self.history = jnp.asarray(history)
-        self._check_weights()
-        super().__init__(self.history.shape[:-2], num_frames, validate_args=validate_args)
+        super().__init__(
+            weights,
+            visible,
+            hidden,
+            num_frames,
+            batch_shape=self.history.shape[:-2],
+            validate_args=validate_args,
+        )
         if self._validate_args:
             self._checked_frames(self.history, "AutoregressiveRBM: expected `history`")
-        RBM(self.weights, self.visible_units, self.hidden_units, validate_args=validate_args)
 
     @property
     def order(self) -> int:
         """Number of frames in the window."""
         return self.visible_weights.shape[0]
 
-    def _check_weights(self) -> None:
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         visible, hidden = self.visible_units.feature_shape, self.hidden_units.feature_shape
-        shapes = self.visible_weights.shape, self.hidden_weights.shape, self.history.shape
-        order = shapes[0][:1]
-        fits = shapes[:2] == (order + visible + visible, order + visible + hidden)
-        if not fits or not order or shapes[2][-2:] != order + self.visible_units.shape:
-            raise ValueError(
-                "AutoregressiveRBM: expected `visible_weights`, `hidden_weights` and `history` of "
-                f"shapes (order, {_sizes(visible + visible)}), (order, {_sizes(visible + hidden)}) "
-                f"and (..., order, {self.visible_units.shape[0]}); got {shapes[0]}, {shapes[1]} "
-                f"and {shapes[2]}."
-            )
-        if self.weights.shape != visible + hidden or self.visible_units.batch_shape:
-            raise ValueError(
-                f"AutoregressiveRBM: expected `weights` of shape ({_sizes(visible + hidden)}) and "
-                f"units without batch dimensions; got {self.weights.shape}, "
-                f"{self.visible_units!r} and {self.hidden_units!r}."
-            )
+        order = self.visible_weights.shape[:1]
+        return {
+            **super()._parameter_shapes(),
+            "visible_weights": order + visible + visible,
+            "hidden_weights": order + visible + hidden,
+            "history": self.history.shape[:-2] + order + self.visible_units.shape,
+        }
 
     def first_condition(self, shape: tuple[int, ...]) -> Float[Array, "*shape c"]:
         """Features of the history, the latest frame first."""
@@ -139,7 +128,3 @@ class AutoregressiveRBM(FrameSequence):
             condition,
             validate_args=False,
         )
-
-
-def _sizes(shape: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, shape))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import constraints
-from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.distributions.products import dot
-from numpyro_ebm.distributions.rbm import RBM, floating
+from numpyro_ebm.distributions.rbm import RBM, check_finite, floating
 from numpyro_ebm.distributions.rbm_sweeps import RBMSweeps
 from numpyro_ebm.units import Unit
 
@@ -99,7 +97,8 @@ class ConditionalRBM(RBM):
         self.hidden_weights = _optional(hidden_weights, "hidden_weights")
         self.condition = floating(condition, "condition")
         if self._validate_args if validate_args is None else validate_args:
-            self._check_inputs()
+            for name in ("visible_weights", "hidden_weights", "condition"):
+                check_finite("ConditionalRBM", name, getattr(self, name))
         super().__init__(
             weights, visible, hidden, normalizer=normalizer, validate_args=validate_args
         )
@@ -129,16 +128,6 @@ class ConditionalRBM(RBM):
             ("visible_weights", self.visible_weights, self.own_visible),
             ("hidden_weights", self.hidden_weights, self.own_hidden),
         )
-
-    def _check_inputs(self) -> None:
-        for name in ("visible_weights", "hidden_weights", "condition"):
-            array = getattr(self, name)
-            if array is not None and not_jax_tracer(array) and not np.all(np.isfinite(array)):
-                bad = int(np.sum(~np.isfinite(np.asarray(array))))
-                raise ValueError(
-                    f"ConditionalRBM: expected finite `{name}`; got {bad} NaN or infinite of "
-                    f"{array.size}."
-                )
 
     # ----- given the inputs ----------------------------------------------------------------
 

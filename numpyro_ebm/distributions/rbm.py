@@ -179,13 +179,7 @@ class RBM(RBMSweeps):
             ) from error
 
     def _check_finite(self) -> None:
-        if not_jax_tracer(self.weights):
-            bad = int(np.sum(~np.isfinite(np.asarray(self.weights))))
-            if bad:
-                raise ValueError(
-                    f"RBM: expected finite `weights`; got {bad} NaN or infinite of "
-                    f"{self.weights.size}. Lower the learning rate or restore earlier parameters."
-                )
+        check_finite("RBM", "weights", self.weights)
 
     # ----- pieces --------------------------------------------------------------------------
 
@@ -339,6 +333,18 @@ class RBM(RBMSweeps):
         ):
             return widen(exact_sample(self, require_key(key), shape))
         return sample_by_gibbs(self, require_key(key), shape, self.num_sweeps)
+
+
+def check_finite(owner: str, name: str, array: Any) -> None:
+    """Raise ``ValueError`` where a concrete array has entries that are not finite."""
+    if array is None or not not_jax_tracer(array):
+        return
+    bad = int(np.sum(~np.isfinite(np.asarray(array))))
+    if bad:
+        raise ValueError(
+            f"{owner}: expected finite `{name}`; got {bad} NaN or infinite of {array.size}. Lower "
+            "the learning rate or restore earlier parameters."
+        )
 
 
 def floating(weights: Any, name: str) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,13 +12,11 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.base import EnergyDistribution, widen
 from numpyro_ebm.distributions.conditional import ConditionalRBM
-from numpyro_ebm.distributions.summation import can_sum, exact_sample, num_terms
+from numpyro_ebm.distributions.frame_draws import draw_on, filtered, smoothed, sweep_frames
+from numpyro_ebm.distributions.rbm import RBM, as_unit, check_finite, floating
 from numpyro_ebm.protocols import UnitStates, unit_states
 from numpyro_ebm.random_key import require_key
 from numpyro_ebm.units import Unit
-
-_EXACT_SAMPLE_TERMS = 2**14
-"""Frames are drawn exactly from RBMs whose smaller layer has at most this many states."""
 
 
 class FrameSequence(EnergyDistribution):
@@ -49,12 +45,43 @@ class FrameSequence(EnergyDistribution):
     hidden_units: Unit
 
     def __init__(
-        self, batch_shape: tuple[int, ...], num_frames: int, *, validate_args: bool | None
+        self,
+        weights: Any,
+        visible: Any,
+        hidden: Any,
+        num_frames: int,
+        *,
+        batch_shape: tuple[int, ...] = (),
+        validate_args: bool | None,
     ) -> None:
+        self.weights = floating(weights, "weights")
+        self.visible_units = as_unit(visible, "visible")
+        self.hidden_units = as_unit(hidden, "hidden")
+        self._check_weights()
         event_shape = (_count(num_frames, type(self).__name__), *self.visible_units.shape)
         super().__init__(batch_shape, event_shape, normalizer="exact", validate_args=validate_args)
+        RBM(self.weights, self.visible_units, self.hidden_units, validate_args=validate_args)
+        if self._validate_args:
+            for name in self._parameter_shapes():
+                check_finite(type(self).__name__, name, getattr(self, name))
+
+    def _check_weights(self) -> None:
+        """Check the shapes of all parameters, which have no batch dimensions."""
+        batches = self.visible_units.batch_shape, self.hidden_units.batch_shape
+        for name, shape in self._parameter_shapes().items():
+            array = getattr(self, name)
+            if array is not None and (array.shape != shape or batches != ((), ())):
+                raise ValueError(
+                    f"{type(self).__name__}: expected `{name}` of shape {shape} and units without "
+                    f"batch dimensions; got {array.shape}, {self.visible_units!r} and "
+                    f"{self.hidden_units!r}."
+                )
 
     # ----- what subclasses define ----------------------------------------------------------
+
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape that each array among the parameters must have."""
+        return {"weights": self.visible_units.feature_shape + self.hidden_units.feature_shape}
 
     def frame_given(self, condition: Float[Array, "*batch c"]) -> ConditionalRBM:
         """The RBM of a frame given its condition."""
@@ -205,7 +232,7 @@ class FrameSequence(EnergyDistribution):
         Otherwise each frame takes ``num_sweeps`` Gibbs sweeps from an independent start.
         """
         first = self.first_condition(tuple(sample_shape) + self.batch_shape)
-        return _continue(self, require_key(key), first, self.event_shape[0], self.num_sweeps)
+        return draw_on(self, require_key(key), first, self.event_shape[0], self.num_sweeps)
 
     def generate(
         self,
@@ -234,7 +261,7 @@ class FrameSequence(EnergyDistribution):
         key_history, key_frames = jax.random.split(require_key(rng_key))
         condition = self._condition_after(history, key_history)
         sweeps = self.num_sweeps if num_sweeps is None else _count(num_sweeps, owner, "num_sweeps")
-        return _continue(self, key_frames, condition, _count(num_frames, owner), sweeps)
+        return draw_on(self, key_frames, condition, _count(num_frames, owner), sweeps)
 
     def _condition_after(self, history: Array, rng_key: Key[Array, ""]) -> Float[Array, "*batch c"]:
         return self.conditions(history, rng_key)[..., -1, :]
@@ -285,10 +312,10 @@ class FrameSequence(EnergyDistribution):
         shape = (_count(num_samples, owner, "num_samples"), *frames.shape)
         key_start, key_run = jax.random.split(require_key(rng_key))
         mask, frames = jnp.broadcast_to(mask, shape), jnp.broadcast_to(frames, shape)
-        start = _filter(self, key_start, frames, mask, sweeps)
+        start = filtered(self, key_start, frames, mask, sweeps)
         if method == "filtering":
             return widen(start)
-        return widen(_smooth(self, key_run, start, frames, mask, sweeps))
+        return widen(smoothed(self, key_run, start, frames, mask, sweeps))
 
     def _known(self, owner: str, frames: Any, mask: Any) -> tuple[Array, Array]:
         """Mask and frames of one shape, feasible where unknown."""
@@ -323,116 +350,6 @@ class FrameSequence(EnergyDistribution):
                 f"{label} in the support {self.visible_units.support}; got values outside it."
             )
         return frames.astype(self.visible_units.dtype)
-
-
-def sweep_frames(
-    rng_key: Key[Array, ""],
-    frames: Num[Array, "*batch t n"],
-    propose: Callable[..., Num[Array, "*batch t n"]],
-    at: Callable[[Array], tuple[Any, Float[Array, "*batch t"]]],
-) -> Num[Array, "*batch t n"]:
-    """Move the frames one after another, each by a Metropolis step.
-
-    Args:
-        rng_key: Random key.
-        frames: The current frames.
-        propose: Maps a key, the conditional models and the frames to proposals for every frame,
-            by a kernel that is reversible for the density of the frame given those before it.
-        at: Maps frames to the conditional models and minus the log density of each frame.
-    """
-    number = jnp.arange(frames.shape[-2])
-
-    def move(t, carry):
-        frames, rbm, terms = carry
-        key_propose, key_accept = jax.random.split(jax.random.fold_in(rng_key, t))
-        moved = jnp.where((number == t)[:, None], propose(key_propose, rbm, frames), frames)
-        rbm_moved, terms_moved = at(moved)
-        gain = jnp.where(number == t, 0, terms - terms_moved).sum(-1)
-        log_u = jnp.log(jax.random.uniform(key_accept, gain.shape, gain.dtype))
-        accept = log_u < gain
-
-        def choose(new, old):
-            return jnp.where(accept.reshape(accept.shape + (1,) * (new.ndim - gain.ndim)), new, old)
-
-        frames, terms = choose(moved, frames), choose(terms_moved, terms)
-        rbm = rbm.given(choose(rbm_moved.condition, rbm.condition))
-        return frames, rbm, terms
-
-    return jax.lax.fori_loop(0, frames.shape[-2], move, (frames, *at(frames)))[0]
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _continue(
-    sequence: FrameSequence,
-    rng_key: Key[Array, ""],
-    condition: Float[Array, "*batch c"],
-    num_frames: int,
-    num_sweeps: int,
-) -> Num[Array, "*batch t n"]:
-    """Draw frames one after another from a condition on."""
-
-    def step(condition, key):
-        key_frame, key_next = jax.random.split(key)
-        rbm = sequence.frame_given(condition)
-        if can_sum(rbm) and num_terms(rbm) <= _EXACT_SAMPLE_TERMS:
-            frame = exact_sample(rbm, key_frame, ())
-        else:
-            frame = _sweeps(rbm, key_frame, num_sweeps)
-        return sequence.next_condition(condition, frame, key_next), frame
-
-    keys = jax.random.split(rng_key, num_frames)
-    return widen(jnp.moveaxis(jax.lax.scan(step, condition, keys)[1], 0, -2))
-
-
-def _sweeps(rbm: ConditionalRBM, rng_key: Key[Array, ""], num_sweeps: int, **clamp: Any) -> Array:
-    """Visible units after Gibbs sweeps from an independent start."""
-    key_init, key_run = jax.random.split(rng_key)
-
-    def sweep(i, chain):
-        return rbm.gibbs_step(jax.random.fold_in(key_run, i), chain, **clamp)
-
-    start = rbm.init_chain(key_init)
-    if clamp:
-        start = rbm.chain_at(jnp.where(clamp["mask"], clamp["values"], start.visible))
-    return jax.lax.fori_loop(0, num_sweeps, sweep, start).visible
-
-
-@partial(jax.jit, static_argnums=4)
-def _filter(
-    sequence: FrameSequence, rng_key: Key[Array, ""], frames: Array, mask: Array, num_sweeps: int
-) -> Num[Array, "*batch t n"]:
-    """Draw unknown units frame by frame, given what is before."""
-
-    def step(condition, inputs):
-        key, frame, known = inputs
-        key_frame, key_next = jax.random.split(key)
-        rbm = sequence.frame_given(condition)
-        frame = _sweeps(rbm, key_frame, num_sweeps, mask=known, values=frame)
-        return sequence.next_condition(condition, frame, key_next), frame
-
-    keys = jax.random.split(rng_key, frames.shape[-2])
-    inputs = keys, jnp.moveaxis(frames, -2, 0), jnp.moveaxis(mask, -2, 0)
-    _, filled = jax.lax.scan(step, sequence.first_condition(frames.shape[:-2]), inputs)
-    return jnp.moveaxis(filled, 0, -2)
-
-
-@partial(jax.jit, static_argnums=5)
-def _smooth(
-    sequence: FrameSequence,
-    rng_key: Key[Array, ""],
-    start: Array,
-    frames: Array,
-    mask: Array,
-    num_sweeps: int,
-) -> Num[Array, "*batch t n"]:
-    """Run chains with the known units clamped."""
-
-    def sweep(i, chain):
-        key = jax.random.fold_in(rng_key, i)
-        return sequence.gibbs_step(key, chain, mask=mask, values=frames)
-
-    chain = jax.lax.fori_loop(0, num_sweeps, sweep, sequence.chain_at(start))
-    return sequence.visible(chain)
 
 
 def _count(value: Any, owner: str, name: str = "num_frames") -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, Num
 
 from numpyro_ebm.distributions.conditional import ConditionalRBM
-from numpyro_ebm.distributions.rbm import RBM, as_unit, floating
+from numpyro_ebm.distributions.rbm import floating
 from numpyro_ebm.distributions.sequence import FrameSequence
 from numpyro_ebm.units import Unit
 
@@ -40,38 +40,21 @@ class HiddenChain(FrameSequence):
         initial: Float[ArrayLike, "*hidden_features"] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.weights = floating(weights, "weights")
-        self.visible_units, self.hidden_units = (
-            as_unit(visible, "visible"),
-            as_unit(hidden, "hidden"),
-        )
         self.hidden_to_hidden = floating(hidden_to_hidden, _LINKS[0])
         self.hidden_to_visible = _optional(hidden_to_visible, _LINKS[1])
         self.visible_to_visible = _optional(visible_to_visible, _LINKS[2])
         self.visible_to_hidden = _optional(visible_to_hidden, _LINKS[3])
-        if initial is None:
-            initial = jnp.zeros(self.hidden_units.feature_shape, self.weights.dtype)
-        self.initial = floating(initial, "initial")
-        self._check_weights()
-        super().__init__((), num_frames, validate_args=validate_args)
-        RBM(self.weights, self.visible_units, self.hidden_units, validate_args=validate_args)
+        self.initial = _optional(initial, "initial")
+        super().__init__(weights, visible, hidden, num_frames, validate_args=validate_args)
 
-    def _check_weights(self) -> None:
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         visible, hidden = self.visible_units.feature_shape, self.hidden_units.feature_shape
         sides = {"visible": visible, "hidden": hidden}
-        expected = {"weights": visible + hidden, "initial": hidden}
+        expected = {**super()._parameter_shapes(), "initial": hidden}
         for link in _LINKS:
             source, target = link.split("_to_")
             expected[link] = sides[source] + sides[target]
-        batches = self.visible_units.batch_shape, self.hidden_units.batch_shape
-        for name, shape in expected.items():
-            array = getattr(self, name)
-            if array is not None and (array.shape != shape or batches != ((), ())):
-                raise ValueError(
-                    f"{type(self).__name__}: expected `{name}` of shape {shape} and units without "
-                    f"batch dimensions; got {array.shape}, {self.visible_units!r} and "
-                    f"{self.hidden_units!r}."
-                )
+        return expected
 
     @property
     def uses_frames(self) -> bool:
@@ -80,7 +63,10 @@ class HiddenChain(FrameSequence):
 
     def first_condition(self, shape: tuple[int, ...]) -> Float[Array, "*shape c"]:
         """The initial hidden state, and no frame."""
-        first = self.initial.reshape(-1)
+        if self.initial is None:
+            first = jnp.zeros(self.hidden_units.num_features, self.weights.dtype)
+        else:
+            first = self.initial.reshape(-1)
         if self.uses_frames:
             nothing = jnp.zeros(self.visible_units.num_features, first.dtype)
             first = jnp.concatenate([first, nothing])
