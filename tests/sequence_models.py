@@ -196,9 +196,13 @@ BINARY = ("window", "recurrent", "temporal")
 DISCRETE = [name for name in MODELS if "Gaussian-" not in name]
 
 
-def over(names):
-    """Run a test over models, by name."""
-    return pytest.mark.parametrize("name", list(names))
+def over(names, fast=None):
+    """Run a test over models, by name; those that are not among ``fast`` are slow ones."""
+    params = [
+        pytest.param(name, marks=() if fast is None or name in fast else pytest.mark.slow)
+        for name in names
+    ]
+    return pytest.mark.parametrize("name", params)
 
 
 def all_sequences(model):

@@ -66,7 +66,7 @@ def answers(rbm, values):
     return rbm.log_prob(values), hidden, rbm.rbm.energy(values) + rbm.exact_log_z()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @over_pairs
 def test_density_and_hidden_means_are_those_of_the_sums(pair, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -91,6 +91,7 @@ def test_given_other_inputs():
     assert alone.visible_units is alone.own_visible
 
 
+@pytest.mark.slow
 def test_evidence_of_one_input():
     one = build().given(jnp.array([0.5, -1.0]))
     truth = evidence.exact(one).log_evidence
@@ -202,7 +203,9 @@ def linear(u, v, loss):
     return fit(jax.random.key(0), svi, (u, v), num_epochs=20, batch_size=50, progress_bar=False)
 
 
-@pytest.mark.parametrize("loss", [ContrastiveDivergence(), PseudoLikelihood()])
+@pytest.mark.parametrize(
+    "loss", [ContrastiveDivergence(), pytest.param(PseudoLikelihood(), marks=pytest.mark.slow)]
+)
 def test_weights_of_the_inputs_are_learnt(loss):
     rng = np.random.default_rng(0)
     u = rng.normal(0, 1, (500, NUM_INPUTS)).astype(np.float32)

@@ -22,6 +22,9 @@ from sequence_models import (
 from numpyro_ebm import MaximumLikelihood, NormalizerError, RecurrentTemporalRBM, TemporalRBM
 
 
+FAST = "window", "recurrent Gaussian-Spin", "temporal Spin-Categorical"
+
+
 @jax.jit
 def log_prob(model, frames):
     return model.log_prob(frames)
@@ -42,8 +45,8 @@ def some_frames(model, size=4):
     return states[rng.integers(len(states), size=(size, model.event_shape[0]))]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@over(MODELS)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@over(MODELS, fast=FAST)
 def test_density_is_that_of_the_sums(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         model = MODELS[name].make(dtype)
@@ -57,7 +60,7 @@ def test_density_is_that_of_the_sums(name, dtype):
             np.testing.assert_allclose(terms.sum(-1), actual, rtol=1e-5)
 
 
-@over(DISCRETE)
+@over(DISCRETE, fast=BINARY[:1])
 def test_densities_sum_to_one(name):
     model = MODELS[name].make()
     total = jax.scipy.special.logsumexp(log_prob(model, all_sequences(model)))
@@ -89,7 +92,7 @@ def svi_loss(loss, model, frames, rng_key=None):
     return jax.value_and_grad(evaluate, allow_int=True)(values)
 
 
-@over(BINARY)
+@over(BINARY, fast=["recurrent"])
 def test_gradient_of_the_likelihood_is_that_of_finite_differences(name):
     with jax.enable_x64(True):
         model = MODELS[name].make("float64")
@@ -111,6 +114,7 @@ def test_gradient_of_the_likelihood_is_that_of_finite_differences(name):
             np.testing.assert_allclose((gradient[key] * direction).sum(), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 @over(BINARY)
 def test_elbo_and_exact_likelihood_agree(name):
     model = MODELS[name].make()
@@ -154,7 +158,9 @@ def test_recurrent_state_is_the_inferred_mean_of_a_temporal_rbm():
 # ----- refusals ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [RecurrentTemporalRBM, TemporalRBM])
+@pytest.mark.parametrize(
+    "kind", [RecurrentTemporalRBM, pytest.param(TemporalRBM, marks=pytest.mark.slow)]
+)
 def test_what_cannot_be_summed_is_refused(kind):
     model = kind(jnp.zeros((30, 30)), jnp.zeros(30), jnp.zeros(30), jnp.zeros((30, 30)), 2)
     frames = model.sample(jax.random.key(0))
@@ -172,6 +178,7 @@ def test_what_cannot_be_summed_is_refused(kind):
     assert filled.shape == (1, 2, 30)
 
 
+@pytest.mark.slow
 def test_optimizers_run():
     frames = np.eye(2, dtype=np.uint8)[np.array([[0, 1, 0], [1, 0, 1]])]
 

@@ -47,7 +47,7 @@ def test_shapes_and_types(name, dtype):
     assert {(score.shape, str(score.dtype)) for score in scores} == {((4,), dtype)}
 
 
-@over(FEW)
+@over(FEW, fast=FEW[1:2])
 def test_transformations_that_rebuild_it(name):
     model = MODELS[name].make()
     frames = jax.jit(model.sample, static_argnums=1)(jax.random.key(0), (3,))
@@ -62,6 +62,7 @@ def test_transformations_that_rebuild_it(name):
     np.testing.assert_allclose(mapped[1], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_come_with_the_history():
     model = MODELS["window"].make()
     starts = np.array([[[0, 1], [1, 1]], [[1, 0], [0, 0]]])
@@ -83,7 +84,7 @@ def rows_of(model, num_rows, data=None):
         return numpyro.sample("x", model, obs=data)
 
 
-@over(BINARY)
+@over(BINARY, fast=["recurrent"])
 def test_site_of_a_model(name):
     model = MODELS[name].make()
     data = Predictive(rows_of, num_samples=2)(jax.random.key(0), model, 5)["x"]
@@ -92,6 +93,7 @@ def test_site_of_a_model(name):
     np.testing.assert_allclose(log_prob(site["fn"], data[0]), log_prob(model, data[0]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @over(["recurrent", "temporal"])
 def test_clamped_chains_in_mcmc_have_the_posterior(name):
     model = MODELS[name].make()
@@ -144,7 +146,7 @@ def gradients(loss, model, data, keys):
     return jax.jit(jax.vmap(gradient))(keys)
 
 
-@over(["window", "recurrent"])
+@over(["window", "recurrent"], fast=["recurrent"])
 def test_long_chains_in_each_frame_have_the_gradient_of_the_likelihood(name):
     """That of the exact likelihood is checked against finite differences elsewhere."""
     model = MODELS[name].make()
@@ -155,6 +157,7 @@ def test_long_chains_in_each_frame_have_the_gradient_of_the_likelihood(name):
     assert_moments(found, exact)
 
 
+@pytest.mark.slow
 def test_the_heuristic_of_the_temporal_rbm_holds_its_means_fixed():
     """Its gradient is that of the frames given the inferred means."""
     model = MODELS["temporal"].make()
@@ -224,7 +227,7 @@ LEARNERS = {
 }
 
 
-@over(LEARNERS)
+@over(LEARNERS, fast=["recurrent"])
 def test_missing_frames_of_a_bouncing_ball_beat_the_last_one_carried_forward(name):
     films = ebm.datasets.bouncing_balls(1000, LENGTH, size=SIZE, radius=1.2, seed=1)
     train, test = films[:500], films[500:]

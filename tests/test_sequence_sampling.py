@@ -8,6 +8,7 @@ from helpers import z_scores
 from sequence_models import BINARY, MODELS, all_sequences, assert_drawn_from, log_probs, over
 
 NUM_DRAWS = 4000
+FAST = "window", "recurrent", "temporal Spin-Categorical"
 EXACT = (*BINARY, "recurrent Spin-Categorical", "temporal Spin-Categorical")
 
 
@@ -18,13 +19,13 @@ def distribution(name):
     return model, sequences, np.exp(log_probs(name, model, sequences))
 
 
-@over(EXACT)
+@over(EXACT, fast=FAST[1:2])
 def test_draws_have_the_density(name):
     model, sequences, probs = distribution(name)
     assert_drawn_from(model.sample(jax.random.key(0), (NUM_DRAWS,)), sequences, probs)
 
 
-@over(EXACT)
+@over(EXACT, fast=FAST[2:])
 def test_chains_stay_at_the_density(name):
     model, sequences, probs = distribution(name)
     rng = np.random.default_rng(0)
@@ -35,6 +36,7 @@ def test_chains_stay_at_the_density(name):
     assert_drawn_from(model.visible(chain), sequences, probs)
 
 
+@pytest.mark.slow
 @over(["recurrent Gaussian-Spin", "temporal Gaussian-Bernoulli", "window Gaussian-Bernoulli"])
 def test_chains_of_real_frames_stay_at_the_density(name):
     model = MODELS[name].make()
@@ -47,7 +49,7 @@ def test_chains_of_real_frames_stay_at_the_density(name):
     assert np.abs(z_scores(pairs[0] - pairs[1], 0.0)).max() < 4
 
 
-@over(EXACT)
+@over(EXACT, fast=FAST[:1])
 def test_continuations_have_the_conditional_density(name):
     model, sequences, probs = distribution(name)
     start = sequences[len(sequences) // 3, :1]
@@ -63,7 +65,7 @@ def test_continuations_have_the_conditional_density(name):
 MASK = np.array([[True, False], [False, False], [True, True]])
 
 
-@over(EXACT)
+@over(EXACT, fast=FAST[1:])
 def test_imputation_has_the_posterior_given_past_and_future(name):
     model, sequences, probs = distribution(name)
     data = sequences[len(sequences) // 3]
@@ -74,6 +76,7 @@ def test_imputation_has_the_posterior_given_past_and_future(name):
     assert_drawn_from(draws, sequences[agrees], wanted)
 
 
+@pytest.mark.slow
 @over(BINARY)
 def test_filtering_knows_the_past_alone(name):
     model, sequences, probs = distribution(name)
@@ -95,6 +98,7 @@ def test_filtering_knows_the_past_alone(name):
     assert_drawn_from(draws, frames, filtered[first])
 
 
+@pytest.mark.slow
 def test_known_units_of_batches_are_kept():
     model = MODELS["recurrent"].make()
     frames = np.array(model.sample(jax.random.key(0), (5,)))
