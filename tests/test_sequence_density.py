@@ -21,7 +21,6 @@ from sequence_models import (
 
 from numpyro_ebm import MaximumLikelihood, NormalizerError, RecurrentTemporalRBM, TemporalRBM
 
-
 FAST = "window", "recurrent Gaussian-Spin", "temporal Spin-Categorical"
 
 
