@@ -64,6 +64,23 @@ def test_it_is_the_ratio_of_joint_probabilities():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_centered_parameters():
+    """The same model, given around the means of its units."""
+    plain, mu = build(), np.array([0.2, 0.7, 0.3, 0.3, 0.4], np.float32)
+    inputs, labels = plain.modalities
+    shift = plain.weights @ jnp.full(2, 0.5)
+    centered = ebm.ClassRBM.from_centered(
+        plain.weights,
+        (inputs.logits + shift[:2], labels.logits[0] + shift[2:]),
+        plain.hidden_units.logits + plain.weights.T @ mu,
+        mu,
+        0.5,
+    )
+    assert isinstance(centered, ebm.ClassRBM)
+    for before, after in zip(jax.tree.leaves(plain), jax.tree.leaves(centered), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-5)
+
+
 def test_a_batch_of_models():
     many, rows = build(batch=(2,)), np.array([[[0, 1]], [[1, 1]], [[1, 0]]])
     logits = many.conditional_label(rows).logits

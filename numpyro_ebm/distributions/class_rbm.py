@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float, Int, Num
+from jaxtyping import Array, ArrayLike, Int, Num
 
 from numpyro_ebm.distributions.multimodal import MultimodalRBM
 from numpyro_ebm.distributions.rbm import RBM
@@ -55,18 +55,24 @@ class ClassRBM(MultimodalRBM):
         Classification Restricted Boltzmann Machine", JMLR 13.
     """
 
-    def __init__(
-        self,
-        weights: Float[ArrayLike, "*batch"],
-        visible: Concatenate | tuple[Any, Any],
-        hidden: Unit | Float[ArrayLike, "*batch num_hidden"],
-        *,
-        normalizer: str | ArrayLike = "guard",
-        validate_args: bool | None = None,
-    ) -> None:
-        super().__init__(
-            weights, _pair(visible), hidden, normalizer=normalizer, validate_args=validate_args
-        )
+    @classmethod
+    def _as_visible(cls, visible: Any) -> Unit:
+        """Inputs and labels as units side by side."""
+        units = visible.units if isinstance(visible, Concatenate) else visible
+        if not isinstance(units, tuple | list) or len(units) != 2:
+            raise TypeError(
+                "ClassRBM: expected `visible` to be the pair (inputs, labels) of units or logits, "
+                f"or their units.Concatenate; got {type(visible).__name__}."
+            )
+        inputs, labels = units
+        inputs = inputs if isinstance(inputs, Unit) else Bernoulli(inputs)
+        if not isinstance(labels, Unit):
+            labels = Categorical(jnp.asarray(labels)[..., None, :])
+        if not isinstance(labels, Categorical) or labels.shape != (1,):
+            raise ValueError(
+                f"ClassRBM: expected labels that are one Categorical unit; got {labels!r}."
+            )
+        return Concatenate([inputs, labels])
 
     @property
     def num_classes(self) -> int:
@@ -129,21 +135,3 @@ class ClassRBM(MultimodalRBM):
             normalizer: Of the result.
         """
         return self.condition({1: jnp.asarray(labels)[..., None]}, normalizer=normalizer)
-
-
-def _pair(visible: Any) -> Concatenate:
-    """Inputs and labels as units side by side."""
-    units = visible.units if isinstance(visible, Concatenate) else visible
-    if not isinstance(units, tuple | list) or len(units) != 2:
-        raise TypeError(
-            "ClassRBM: expected `visible` to be the pair (inputs, labels) of units or logits, or "
-            f"their units.Concatenate; got {type(visible).__name__}."
-        )
-    inputs, labels = units
-    inputs = inputs if isinstance(inputs, Unit) else Bernoulli(inputs)
-    labels = labels if isinstance(labels, Unit) else Categorical(jnp.asarray(labels)[..., None, :])
-    if not isinstance(labels, Categorical) or labels.shape != (1,):
-        raise ValueError(
-            f"ClassRBM: expected labels that are one Categorical unit; got {labels!r}."
-        )
-    return Concatenate([inputs, labels])

@@ -51,19 +51,16 @@ class MultimodalRBM(RBM):
         Srivastava & Salakhutdinov (2012), "Multimodal Learning with Deep Boltzmann Machines".
     """
 
-    def __init__(
-        self,
-        weights: Float[ArrayLike, "*batch"],
-        visible: Concatenate | Sequence[Unit],
-        hidden: Unit | Float[ArrayLike, "*batch num_hidden"],
-        *,
-        normalizer: str | ArrayLike = "guard",
-        validate_args: bool | None = None,
-    ) -> None:
-        if not isinstance(visible, Concatenate):
-            visible = Concatenate(_as_units(type(self).__name__, visible))
-        super().__init__(
-            weights, visible, hidden, normalizer=normalizer, validate_args=validate_args
+    @classmethod
+    def _as_visible(cls, visible: Any) -> Unit:
+        """Units side by side, one for each modality."""
+        if isinstance(visible, Concatenate):
+            return visible
+        if isinstance(visible, Sequence) and all(isinstance(unit, Unit) for unit in visible):
+            return Concatenate(visible)
+        raise TypeError(
+            f"{cls.__name__}: expected `visible` to be units, one for each modality, or their "
+            f"units.Concatenate; got {type(visible).__name__}."
         )
 
     @property
@@ -175,12 +172,3 @@ class MultimodalRBM(RBM):
                 f"{type(self).__name__}.split: expected `value` of shape (..., "
                 f"{self.event_shape[0]}); got {jnp.shape(value)}."
             )
-
-
-def _as_units(name: str, visible: Any) -> list[Unit]:
-    if isinstance(visible, Sequence) and all(isinstance(unit, Unit) for unit in visible):
-        return list(visible)
-    raise TypeError(
-        f"{name}: expected `visible` to be units, one for each modality, or their "
-        f"units.Concatenate; got {type(visible).__name__}."
-    )

@@ -84,7 +84,7 @@ class RBM(RBMSweeps):
     ) -> None:
         self.weights = floating(weights, "weights")
         self._coupling = None
-        self._set_units(as_unit(visible, "visible"), as_unit(hidden, "hidden"))
+        self._set_units(self._as_visible(visible), as_unit(hidden, "hidden"))
         batch_shape = self._check_shapes()
         if self._validate_args if validate_args is None else validate_args:
             self._check_finite()
@@ -96,6 +96,11 @@ class RBM(RBMSweeps):
         )
         if self._validate_args:
             check_normalizable(self)
+
+    @classmethod
+    def _as_visible(cls, visible: Any) -> Unit:
+        """The visible units that an argument stands for."""
+        return as_unit(visible, "visible")
 
     def _set_units(self, visible: Unit, hidden: Unit) -> None:
         self.visible_units, self.hidden_units = visible, hidden
@@ -143,7 +148,7 @@ class RBM(RBMSweeps):
             Montavon & Muller (2012), "Deep Boltzmann Machines and the Centering Trick"; Melchior,
             Fischer & Wiskott (2016), "How to Center Deep Boltzmann Machines", JMLR 17(99).
         """
-        given = RBM(weights, visible, hidden, validate_args=False)
+        given = RBM(weights, cls._as_visible(visible), hidden, validate_args=False)
         units = uncentered(given, visible_offset, hidden_offset)
         return cls(given.weights, *units, **kwargs)
 
