@@ -79,7 +79,7 @@ TASKS = {
     ),
     "mnist_nade": Task(
         "mnist_fixed_binarized",
-        (Settings("nade", (500,), 25, 2e-3, 100, 0.01),),
+        (Settings("nade", (500,), 20, 2e-3, 100, 0.01),),
         "NADE -88.86 (2011)",
     ),
 }
