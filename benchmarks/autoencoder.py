@@ -93,9 +93,9 @@ def squared_error(rows, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, default=30, help="size of the code")
-    parser.add_argument("--rows", type=int, default=60_000, help="training images")
+    parser.add_argument("--rows", type=int, default=20_000, help="training images")
     parser.add_argument("--epochs", type=int, default=5, help="of each machine")
-    parser.add_argument("--fine-tune", type=int, default=15, help="epochs of each autoencoder")
+    parser.add_argument("--fine-tune", type=int, default=20, help="epochs of each autoencoder")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/autoencoder"))
