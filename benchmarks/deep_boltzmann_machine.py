@@ -42,15 +42,11 @@ def schedule(rate, num_epochs, num_rows, batch_size):
 
 
 def printed(stage, start):
-    """Callback of a training run that prints the time now and then."""
+    """Callback of a training run that prints the loss and the time after each epoch."""
 
     def callback(epoch, state, row):
-        if epoch % 5 == 0:
-            print(
-                f"{stage}: epoch {epoch}, loss {row['loss']:.1f}, "
-                f"{time.perf_counter() - start:.0f} s",
-                flush=True,
-            )
+        seconds = time.perf_counter() - start
+        print(f"{stage}: epoch {epoch}, loss {row['loss']:.1f}, {seconds:.0f} s", flush=True)
 
     return callback
 
@@ -185,7 +181,7 @@ def main():
     parser.add_argument("--num-chains", type=int, default=200)
     parser.add_argument("--num-steps", type=int, default=1, help="sweeps of the chains an update")
     parser.add_argument("--num-positive-steps", type=int, default=5, help="mean-field iterations")
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=0.005, help="of both layers")
     parser.add_argument("--num-temperatures", type=int, default=5000)
     parser.add_argument("--num-rows", type=int, help="rows of training data, all by default")
     parser.add_argument("--num-test", type=int, default=10_000)
