@@ -5,7 +5,10 @@ VENV ?= .venv
 JOBS ?= 2
 
 BIN := $(VENV)/bin
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Two minutes and more each: they run with the slow tests.
+SLOW_NOTEBOOKS := $(addprefix notebooks/,$(addsuffix .ipynb, \
+	autoregressive evidence restricted_boltzmann_machine training))
+NOTEBOOKS := $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/*.ipynb))
 BENCHMARKS := $(wildcard benchmarks/*.py)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
@@ -22,7 +25,7 @@ help:
 	@echo "make test         linters, types, fast tests, doctests, notebooks"
 	@echo "make test-fast    fast tests and doctests only"
 	@echo "make test-compatibility   those that depend on the versions of the dependencies"
-	@echo "make test-slow    the tests marked slow"
+	@echo "make test-slow    the tests marked slow, and long notebooks"
 	@echo "make lint         linters, formatting, layers, types"
 	@echo "make benchmarks   every script in benchmarks/, against the optional peers"
 	@echo "make clean        remove all that the targets above create"
@@ -56,6 +59,7 @@ test-compatibility: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
+	$(PYTEST) --nbmake $(SLOW_NOTEBOOKS)
 
 benchmarks: $(VENV)/.installed-benchmarks
 	@for script in $(BENCHMARKS); do \

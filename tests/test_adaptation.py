@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from numpyro_ebm.kernels import adaptation
 
@@ -33,6 +34,7 @@ def test_without_warm_up_the_given_step_size_is_kept():
     assert adaptation.in_use(after, 0, 0) == np.float32(0.3)
 
 
+@pytest.mark.slow
 def test_an_undefined_acceptance_counts_as_a_rejection():
     state = adaptation.init(0.3)
     undefined, rejected = (adaptation.update(state, p, 0.6) for p in (jnp.nan, 0.0))

@@ -120,6 +120,7 @@ def test_a_wrong_kernel_would_be_seen():
 # ----- published model ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "NUMPYRO_EBM_DATA" not in os.environ, reason="NUMPYRO_EBM_DATA names no data directory"
 )

@@ -23,6 +23,7 @@ def test_many_increments_add_up():
     np.testing.assert_allclose(evidence.log_evidence, 454.3, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_temperatures_stay_accurate():
     rbm = MODELS["categorical"]()
     evidence = ais(jax.random.key(0), rbm, num_temperatures=14_500)

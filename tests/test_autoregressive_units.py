@@ -268,6 +268,7 @@ def test_ensembles(kind):
     np.testing.assert_allclose(again, np.log(actual[:5]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_trained_in_all_orders_at_once():
     """One set of parameters learns a distribution in orders that are drawn anew at each update."""
     rows = jnp.tile(jnp.array([[1, 1, 0, 0], [0, 0, 1, 1]]), (20, 1))

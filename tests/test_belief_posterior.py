@@ -49,6 +49,7 @@ def test_energies_and_log_z():
     np.testing.assert_allclose(found, DEEP.exact_log_likelihood(params, DATA), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_the_posterior_as_it_is():
     posterior = DEEP.posterior(network(DEEP), DATA[0])
     start = posterior.sample(jax.random.key(0), (20000,)).astype(jnp.uint8)
@@ -73,6 +74,7 @@ def test_clamped_hidden_units_stay():
     assert 0 < np.asarray(chain[..., ~mask]).mean() < 1
 
 
+@pytest.mark.slow
 def test_mcmc_finds_the_marginals():
     params = network(DEEP, 0.8)
     options = {"num_chains": 8, "chain_method": "vectorized", "progress_bar": False}

@@ -202,6 +202,7 @@ def two_sites(first, second):
     numpyro.sample("second", second)
 
 
+@pytest.mark.slow
 def test_several_sites():
     first, second = SMALL.build(), CASES[2].build()
     fields = ("energy", "hidden")

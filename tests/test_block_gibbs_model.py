@@ -129,6 +129,7 @@ def test_posterior(name):
     assert_posterior(mcmc, Posterior(row.rbm, row.log_likelihood))
 
 
+@pytest.mark.slow
 def test_likelihood_in_a_plate_of_draws():
     rbm, y = ROWS["integer arithmetic"].rbm, np.stack([Y, -Y, 2 * Y, 0 * Y])
 
@@ -144,6 +145,7 @@ def test_likelihood_in_a_plate_of_draws():
         assert_chain_means(moments, posterior.moments())
 
 
+@pytest.mark.slow
 def test_a_site_that_changes_the_parameters_of_another():
     """With one unit every likelihood factorizes; what is cached of the other site is renewed."""
     weights = jnp.array([[2.0, -1.0], [1.0, 2.0]])

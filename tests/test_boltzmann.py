@@ -84,6 +84,7 @@ def test_too_many_states():
 # ----- batches -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batch_of_dense_couplings():
     matrices = np.stack([random_matrix(s, 4) for s in (50, 51)])[:, None]
     fields = field_of(52, 3, 4)

@@ -124,6 +124,7 @@ def test_hidden_states_belong_to_the_weights():
     assert chain.hidden.shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_kernel_on_visible_units_along_a_path():
     estimate = ebm.evidence.ais(
         jax.random.key(4),
@@ -213,6 +214,7 @@ def test_contrastive_losses_learn(persists, num_visible):
     np.testing.assert_allclose(mean, data.mean(0), atol=0.12)
 
 
+@pytest.mark.slow
 def test_lattice_learns_its_coupling():
     """PCD on a lattice recovers the coupling that made the data."""
     truth = ebm.Ising.lattice((3, 3), 0.3)

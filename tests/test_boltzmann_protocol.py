@@ -233,6 +233,7 @@ def test_annealed_importance_sampling(name):
     assert estimate.std_error < 0.05
 
 
+@pytest.mark.slow
 def test_increments_have_no_cancellation():
     """Their error is that of single precision of the increment, not of the energies."""
     model = ebm.Ising.lattice((64, 64), 0.4, 0.1)

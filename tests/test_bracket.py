@@ -92,6 +92,7 @@ def test_draws_of_one_mode_are_seen():
     assert found.diagnostics["gap"] < 0
 
 
+@pytest.mark.slow
 def test_fewer_draws_than_particles():
     rbm = distribution("weak")
     draws = rbm.sample(jax.random.key(0), (30,))

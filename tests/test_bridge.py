@@ -152,6 +152,7 @@ def test_eight_schools_non_centred():
     assert found.std_error < 0.1
 
 
+@pytest.mark.slow
 def test_eight_schools_centred():
     """Draws of the centred sites, made from those of the non-centred model."""
     draws = dict(school_chains().get_samples(group_by_chain=True))

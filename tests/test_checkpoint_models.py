@@ -120,6 +120,7 @@ for number, name in enumerate(MODELS):
 """
 
 
+@pytest.mark.slow
 def test_models_come_back_in_another_process(tmp_path):
     """Names have another order there."""
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

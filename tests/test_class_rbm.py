@@ -53,6 +53,7 @@ def test_label_given_inputs(inputs, hidden, dtype):
     np.testing.assert_allclose(log_probs, label_log_probs(rbm, rows), tolerance, tolerance)
 
 
+@pytest.mark.slow
 def test_it_is_the_ratio_of_joint_probabilities():
     """The label's conditional and the joint density, each normalized by its own sum, agree."""
     rbm = ebm.ClassRBM(build().weights, build().visible_units, build().hidden_units,
@@ -177,6 +178,7 @@ def test_training_classifies(way):
         assert np.all(np.round(inputs.mean(0)) == PROTOTYPES)
 
 
+@pytest.mark.slow
 def test_hybrid_gradient_is_the_sum_of_both():
     """A discriminative site beside a generative one adds its own gradient, and no other."""
     params = {name: site["value"] for name, site in handlers.trace(

@@ -146,6 +146,7 @@ def test_traced_negative_couplings_stand_still():
     assert np.any(step(0.5, value)[0].value != value)
 
 
+@pytest.mark.slow
 def test_rows_of_a_plate():
     """Each row has its own clusters; likelihood terms differ from row to row."""
     data = np.array([[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]])

@@ -170,6 +170,7 @@ def enumerated_gradient(rbm):
     return np.array([(loss(start + s) - loss(start - s)) / 2e-5 for s in steps])
 
 
+@pytest.mark.slow
 def test_exact_likelihood_has_the_enumerated_gradient():
     with jax.enable_x64(True):
         rbm = build(dtype="float64")

@@ -189,6 +189,7 @@ def test_datatree_rejects_what_does_not_fit():
 # --- from_numpyro
 
 
+@pytest.mark.slow
 def test_from_numpyro_is_that_of_arviz_for_an_ordinary_model():
     y = np.random.default_rng(0).normal(size=8)
     mcmc = run(model, y, num_chains=1)
@@ -203,6 +204,7 @@ def test_from_numpyro_is_that_of_arviz_for_an_ordinary_model():
     assert np.isfinite(az.loo(data).elpd_loo if az.__version__ < "1" else az.loo(data).elpd)
 
 
+@pytest.mark.slow
 def test_from_numpyro_without_observations_or_log_likelihood():
     mcmc = run(lambda: numpyro.sample("x", dist.Normal()), num_chains=1)
     assert "log_likelihood" not in from_numpyro(mcmc)
@@ -210,6 +212,7 @@ def test_from_numpyro_without_observations_or_log_likelihood():
     assert "log_likelihood" not in from_numpyro(mcmc, log_likelihood=False)
 
 
+@pytest.mark.slow
 def test_from_numpyro_leaves_out_an_unnormalized_log_likelihood(unnormalized):
     with pytest.warns(UserWarning, match=r"log likelihood of 'y', which is NaN everywhere"):
         data = unnormalized(np.zeros(3))
@@ -219,6 +222,7 @@ def test_from_numpyro_leaves_out_an_unnormalized_log_likelihood(unnormalized):
         az.loo(data)
 
 
+@pytest.mark.slow
 def test_from_numpyro_keeps_the_other_log_likelihoods(unnormalized):
     with pytest.warns(UserWarning, match="log likelihood of 'y', which"):
         data = unnormalized(np.zeros(3), np.ones(3))

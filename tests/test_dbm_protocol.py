@@ -34,6 +34,7 @@ VALUES = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 0]])
 # ----- transformations and plates --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pytree_pickle_and_transformations():
     dbm = CASES["three"].build(normalizer="exact")
     expected = dbm.log_prob(VALUES)
@@ -93,6 +94,7 @@ def test_gradient_is_guarded():
 # ----- sampling --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_block_gibbs_with_a_likelihood():
     """The posterior of visible units seen through noise is that of the enumeration."""
     noisy = np.array([0.8, 0.1, 0.4])
@@ -313,6 +315,7 @@ def test_pretraining_raises_the_likelihood():
     assert likelihood(dbm) > -6 * np.log(2) + 0.2
 
 
+@pytest.mark.slow
 def test_joint_training_raises_the_likelihood():
     def joint(batch, start):
         weights = [numpyro.param(f"w{k}", w) for k, w in enumerate(start.weights)]

@@ -43,6 +43,7 @@ def test_energies(dbn):
     np.testing.assert_allclose(dbn.energy(x), enumerated(dbn, x)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_energies_in_double_precision():
     with jax.enable_x64(True):
         dbn = network(
@@ -128,6 +129,7 @@ def test_it_is_a_pytree():
             np.testing.assert_allclose(found, dbn.log_prob(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_are_their_members():
     lower, top = TWO.layers
     scales = jnp.array([0.0, 0.5, 1.0])
@@ -189,6 +191,7 @@ def test_chains_start_at_values():
     assert_moments(hidden[0], expected)
 
 
+@pytest.mark.slow
 def test_inside_numpyro():
     dbn = NETWORKS["two"]
 
@@ -210,6 +213,7 @@ def test_inside_numpyro():
     assert Predictive(model, num_samples=3)(KEY)["x"].shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_too_many_states():
     dbn = network(("Bernoulli", 3), ("Bernoulli", 21), ("Bernoulli", 2))
     with pytest.raises(NormalizerError, match="variational_bound"):

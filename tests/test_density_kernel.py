@@ -83,6 +83,7 @@ def test_discrete_sites_in_one_vector():
     np.testing.assert_allclose(together[1] - together[0], np.log(0.3 / 0.7), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_keep_their_shapes_and_types():
     samples = run(Discrete(several_kinds), num_chains=2, **SHORT).get_samples()
     shapes = {name: (x.shape[1:], x.dtype.name) for name, x in samples.items()}

@@ -129,6 +129,7 @@ def test_densities_agree_with_sums_written_out(name):
     np.testing.assert_allclose(-sum(jax.jit(marked.parts)(value)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_quadrature_agrees_with_sums_written_out():
     found = exact(mixture)
     assert found.ok
@@ -199,6 +200,7 @@ def agrees(evidence, expected=None):
     return abs(evidence.log_evidence - expected) < 4 * evidence.std_error
 
 
+@pytest.mark.slow
 def test_importance_from_a_guide_of_the_other_sites():
     def guide(y=Y):
         numpyro.sample("share", dist.Beta(2.0, 3.0))
@@ -209,6 +211,7 @@ def test_importance_from_a_guide_of_the_other_sites():
     np.testing.assert_allclose(found.log_weights, by_hand.log_weights, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_importance():
     proposal = dist.MultivariateStudentT(5.0, jnp.array([-0.4, 1.8]), 0.7 * jnp.eye(2))
     assert agrees(importance(jax.random.key(0), mixture, proposal, num_particles=2000))

@@ -224,6 +224,7 @@ def digits():
     return pixels[:, pixels.std(0) > 0]
 
 
+@pytest.mark.slow
 def test_digits_against_scikit_learn():
     data = digits()
     ppca, fa = (kind(data.shape[1], 3) for kind in (PPCA, FactorAnalysis))
@@ -279,6 +280,7 @@ def random_start(kind, d, k, seed=3):
     return parameters(kind, d, k, seed)
 
 
+@pytest.mark.slow
 def test_em_reaches_the_closed_form(double):
     data = np.asarray(digits()[:400, ::4])
     model = PPCA(data.shape[1], 3)

@@ -48,6 +48,7 @@ def test_the_tracked_likelihood_is_that_of_the_model():
     assert improvement[1] > improvement[0] + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpyro_ebm.evidence.EvidenceWarning")
 def test_starting_the_tracker_anew():
     calls = []
@@ -79,6 +80,7 @@ def test_latent_parameters_are_at_the_median_of_the_guide(guide):
     np.testing.assert_allclose(energy.iloc[-1], rbm.energy(DATA).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_rows_do_not_count():
     svi = cd(model=masked)
     result = fit(svi, num_epochs=1, track=TRACKER)

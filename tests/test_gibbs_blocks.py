@@ -104,6 +104,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 def test_noise_scale():
     mcmc = run_gibbs(ORDERS["energy sites first"](noise_scale))
     assert mcmc.get_samples()["v"].dtype == "uint8"
@@ -132,6 +133,7 @@ def test_parameters_of_the_model(order):
     np.testing.assert_allclose(fields[energy], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nested_blocks():
     model = scale_and_offset
     inner = Gibbs([(BlockGibbs(model), energy_sites), (NUTS(model), ["m"])])
@@ -198,6 +200,7 @@ def test_blocks_share_the_model():
         Gibbs([(kernel, energy_sites), (NUTS(parameters), None)])
 
 
+@pytest.mark.slow
 def test_sites_must_be_energy_based():
     with pytest.raises(ValueError, match=r"latent site to be an energy-based model; got \['s'\]"):
         run_gibbs([(BlockGibbs(noise_scale), ["v", "s"])], num_samples=2)

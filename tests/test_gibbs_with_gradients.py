@@ -79,6 +79,7 @@ def test_several_flips_are_several_steps():
     np.testing.assert_allclose(together.energy, case.energy(together.value), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_decision_for_each_chain_and_member_of_the_batch():
     rbm = Case("Bernoulli", "Bernoulli", 5, ((4,), (4,), (4,))).build()
     kernel = GibbsWithGradientsStep()

@@ -29,6 +29,7 @@ def bound(layers, data):
     return enumerated(dbn, data)[1].mean() - log_z(dbn)
 
 
+@pytest.mark.slow
 def test_exact_ascent_never_lowers_the_bound():
     """Two layers more, each from the machine below upside down, by the enumerated gradient."""
     stack = [machine(("Bernoulli", 4), ("Bernoulli", 3), scale=1.5)]
@@ -75,6 +76,7 @@ def posterior(dbn, states):
     return found.mean(0)
 
 
+@pytest.mark.slow
 def test_it_raises_the_bound():
     data = np.tile(ROWS, (40, 1))
     settings = {"num_epochs": 150, "batch_size": 200, "progress_bar": False}
@@ -89,6 +91,7 @@ def test_it_raises_the_bound():
     assert rates > -3.0  # log 16 is 2.77, independent units 2.6
 
 
+@pytest.mark.slow
 def test_layers_of_other_sizes_start_nearly_where_the_network_was():
     """With more hidden units than visible ones, or without a pixel that is never on."""
     rows = np.column_stack([ROWS, np.zeros(5, int)])
@@ -104,6 +107,7 @@ def test_layers_of_other_sizes_start_nearly_where_the_network_was():
     assert np.abs(far.layers[1].weights).max() < 0.1
 
 
+@pytest.mark.slow
 def test_other_units_losses_and_checkpoints(tmp_path):
     data = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     settings = {"num_epochs": 2, "batch_size": 20, "num_chains": 10, "progress_bar": False}

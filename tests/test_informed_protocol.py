@@ -83,6 +83,7 @@ def test_contrastive_divergence_moves_by_them(step):
     assert np.isfinite(svi.get_params(new_state)["weights"]).all()
 
 
+@pytest.mark.slow
 def test_kernels_survive_pickling_and_run_again():
     mcmc = run(gwg(coupled), num_samples=20)
     again = pickle.loads(pickle.dumps(mcmc))

@@ -126,6 +126,7 @@ def test_leave_one_out_runs_on_a_normalized_likelihood():
     assert np.isfinite(getattr(result, "elpd", getattr(result, "elpd_loo", np.nan)))
 
 
+@pytest.mark.slow
 def test_an_unnormalized_likelihood_is_not_reported_as_one():
     def model():
         numpyro.sample("v", RBM)

@@ -50,6 +50,7 @@ def start(kernel, num_chains, init_params, *args):
     return kernel.init(keys, 0, init_params, args, {})
 
 
+@pytest.mark.slow
 def test_start_at_given_values():
     one = start(BlockGibbs(prior), None, {"v": STARTS[0]})
     two = start(BlockGibbs(prior), 2, {"v": STARTS})
@@ -105,6 +106,7 @@ def test_unknown_extra_field():
         run(BlockGibbs(prior), extra_fields=("potential_energy",), **SHORT)
 
 
+@pytest.mark.slow
 def test_sites_can_be_left_out_and_deterministic_sites_come_along():
     mcmc = run(BlockGibbs(signs), Y, extra_fields=("~z.v", "z.v"), **SHORT)
     (mean,), (wide,) = mcmc.get_samples().values(), mcmc.get_extra_fields().values()

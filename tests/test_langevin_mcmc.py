@@ -71,6 +71,7 @@ def mixture_site():
         numpyro.sample("v", MIXTURE)
 
 
+@pytest.mark.slow
 def test_energy_based_site_in_a_plate():
     mcmc = run(ebm.MALA(mixture_site, 1.0), extra_fields=("energy",), **OPTIONS)
     v = np.asarray(mcmc.get_samples(group_by_chain=True)["v"], np.float64)
@@ -150,6 +151,7 @@ def test_contrastive_divergence_with_mala():
     np.testing.assert_allclose(loc, data.mean(0), atol=0.1)
 
 
+@pytest.mark.slow
 def test_runs_are_reproducible_and_raw_keys_work():
     def collect(key):
         mcmc = MCMC(ebm.MALA(conjugate), num_warmup=5, num_samples=5, progress_bar=False)

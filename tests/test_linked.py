@@ -91,6 +91,7 @@ def test_kernels_that_are_not_reversible_are_refused():
         linked(jax.random.key(0), lattice, kernel=kernels.GibbsSweeps())
 
 
+@pytest.mark.slow
 def test_single_flips_where_sweeps_are_not_reversible():
     evidence = linked(jax.random.key(0), distribution("Ising 8x8"), num_temperatures=6, num_draws=4)
     assert abs(evidence.log_evidence - log_z_of("Ising 8x8")) < 4 * evidence.std_error

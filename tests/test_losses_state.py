@@ -40,6 +40,7 @@ def assert_same_update(a, b):
     np.testing.assert_allclose(a[1], b[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_resuming_is_the_same_as_not_stopping():
     svi, key = pcd_svi(), jax.random.key(3)
     part = svi.run(key, 4, DATA, progress_bar=False)

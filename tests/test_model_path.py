@@ -44,6 +44,7 @@ def test_energy_is_prior_and_scaled_likelihood():
     np.testing.assert_allclose(increment, 0.25 * log_likelihood, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_at_zero_are_the_prior():
     path = path_of("rates")
     chain = path.sample(jax.random.key(0), 20_000)
@@ -60,6 +61,7 @@ def test_zero_likelihood_is_no_trouble_at_zero():
     assert np.isposinf(path.at(0.5).energy(outside)).all()
 
 
+@pytest.mark.slow
 def test_constrained_sites_in_plates():
     """The density is NumPyro's, with one Jacobian for each element of a plate."""
 
@@ -130,6 +132,7 @@ def test_other_kernels_are_unbiased(kernel):
     assert abs(z_of_mean(np.exp(evidence.log_weights - log_evidence))) < 4
 
 
+@pytest.mark.slow
 def test_nuts_on_a_distribution():
     rbm = ebm.RBM(0.5 * np.ones((2, 3)), ebm.units.Gaussian([0.5, -1.0], [0.7, 1.2]), -np.ones(3))
     evidence = ais(

@@ -161,6 +161,7 @@ def test_covariance_can_be_left_out():
     np.testing.assert_allclose(moments.variance["v"], full.variance["v"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_adds_to_the_sums():
     options = {"num_warmup": 7, "num_samples": 30, "num_chains": 2, "progress_bar": False}
     kernel = ebm.RunningMoments(ebm.BlockGibbs(two_sites))

@@ -116,6 +116,7 @@ def test_the_number_of_superchains_is_an_integer():
         ebm.nested_rhat(np.zeros((8, 5)), 2.0)
 
 
+@pytest.mark.slow
 def test_reaches_arviz():
     rbm = Case("Bernoulli", "Bernoulli", 900).build()
 

@@ -156,6 +156,7 @@ def test_gradient_of_an_exact_model_reaches_log_z():
     np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_log_two_where_model_and_noise_are_equal():
     rbm = rbm_of(**PARAMS, normalizer="exact")
     value = loss_of_rows(NoiseContrastiveEstimation(rbm), rbm, DATA)

@@ -135,6 +135,7 @@ def tempered():
     return run(kernel, extra_fields=fields, **options)
 
 
+@pytest.mark.slow
 def test_both_modes_are_visited_with_their_weights():
     modes = in_rare_mode(tempered().get_samples(group_by_chain=True)["v"])
     assert_chain_means(modes[..., None], np.array([rare_probability()]))

@@ -139,6 +139,7 @@ def experts_of(rbm):
     return ProductOfExperts(experts, normalizer="exact")
 
 
+@pytest.mark.slow
 def test_an_rbm_is_the_product_of_its_hidden_units():
     """In every probability, and in the gradient by which either is trained."""
     rbm = Case("Bernoulli", "Bernoulli", 44).build(normalizer="exact")

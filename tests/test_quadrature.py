@@ -126,6 +126,7 @@ def test_energy_based_sites():
         exact(moving, model_args=(log_z,))
 
 
+@pytest.mark.slow
 def test_quadrature_in_float64():
     with jax.enable_x64(True):
         found = exact(lambda: beta_binomial())
@@ -155,6 +156,7 @@ def test_too_many_dimensions_are_refused():
 # ----- importance sampling -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_importance_is_calibrated():
     proposal = dist.MultivariateStudentT(
         5.0, jnp.asarray(MEAN), jnp.asarray(np.linalg.cholesky(np.linalg.inv(PRECISION)))

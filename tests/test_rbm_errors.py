@@ -72,6 +72,7 @@ def test_counts_beside_units_that_they_do_not_excite():
         RBM(blocks.at[2:, 2:].set(STRONG), mixed, mixed)
 
 
+@pytest.mark.slow
 def test_strong_inhibition_between_rectified_units_is_normalizable():
     assert np.isfinite(RBM(-5 * STRONG, RECTIFIED, RECTIFIED).exact_log_z())
 

@@ -102,6 +102,7 @@ def train(data, mean):
     return ebm.distribution_of(svi, result.state, data[:50])
 
 
+@pytest.mark.slow
 def test_denoising_digits_beats_an_independent_prior():
     """Log loss and squared error of the posterior means of held-out images, pairwise."""
     digits = load_digits()

@@ -103,6 +103,7 @@ def compare_random_program(seed):
     return False
 
 
+@pytest.mark.slow
 def test_random_programs_that_are_sums_have_exact_differences():
     assert 0 < sum(compare_random_program(seed) for seed in range(4)) < 4
 

@@ -172,6 +172,7 @@ def test_probabilities_of_the_annealing_process_add_up_to_one():
     assert abs(probabilities(Reversible(boost=3.0)).sum() - 1) > 0.06
 
 
+@pytest.mark.slow
 def test_both_sides_meet():
     rbm = distribution("strong")
     log_z = exact(rbm).log_evidence
@@ -226,6 +227,7 @@ def trap():
     return ebm.RBM(jnp.full((40, 10), 6.0), jnp.zeros(40), jnp.full(10, -6.0 * 39.2))
 
 
+@pytest.mark.slow
 @doubtful
 def test_forward_annealing_alone_is_sure_and_wrong():
     rbm = trap()

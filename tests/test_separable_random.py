@@ -71,6 +71,7 @@ def check_random_program(seed):
     return terms is not None
 
 
+@pytest.mark.slow
 def test_random_programs():
     assert 2 < sum(check_random_program(seed) for seed in range(8)) < 8
 

@@ -26,6 +26,7 @@ def sampled():
     return run(kernel, extra_fields=fields, **options)
 
 
+@pytest.mark.slow
 def test_both_modes_are_visited_with_their_weights():
     modes = in_rare_mode(sampled().get_samples(group_by_chain=True)["v"])
     assert_chain_means(modes[..., None], np.array([rare_probability()]))
@@ -105,6 +106,7 @@ def test_a_wrong_ratio_is_caught(fault, monkeypatch):
         assert_no_drift(kernel, strong(), exact_start(), steps=(1, 4))
 
 
+@pytest.mark.slow
 def test_stopping_after_a_fixed_number_of_moves_is_caught():
     """Taking the end of a walk that gave up, wherever it is, samples another distribution."""
 

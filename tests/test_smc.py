@@ -78,6 +78,7 @@ def test_a_larger_target_takes_more_temperatures():
     assert many.betas.size > 2 * few.betas.size
 
 
+@pytest.mark.slow
 def test_a_finished_mcmc_brings_its_model():
     model, args, log_evidence, _ = known("regression")
     mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)

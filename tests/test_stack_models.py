@@ -164,7 +164,7 @@ def test_fine_tuning_moves_all_layers():
     rng = np.random.default_rng(0)
     data = rng.integers(0, 2, (200, 4))
     labels = data[:, 0] ^ data[:, 1]  # not linear in the data
-    stack = network(("Bernoulli", 4), ("Bernoulli", 6), ("Bernoulli", 6)).layers
+    stack = network(("Bernoulli", 4), ("Bernoulli", 24), ("Bernoulli", 24)).layers
     start = DeepClassifier.on_top_of(stack, 2)
     svi = SVI(start.model, no_latents, optax.adam(0.05), Trace_ELBO())
     tuned = svi.run(KEY, 400, data, labels, progress_bar=False).params["classifier"]

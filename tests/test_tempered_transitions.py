@@ -45,6 +45,7 @@ def test_both_modes_are_visited_with_their_weights():
     assert_posterior(sampled(), Posterior(bimodal()))
 
 
+@pytest.mark.slow
 def test_acceptance_is_reported_unasked():
     accept_prob = np.asarray(sampled().get_extra_fields(group_by_chain=True)["accept_prob"])
     assert accept_prob.shape == (16, 1000)
@@ -59,6 +60,7 @@ def strong():
     return RBM(4 * rbm.weights, rbm.visible_units, rbm.hidden_units)
 
 
+@pytest.mark.slow
 def test_two_temperatures_are_an_independence_sampler():
     """Up to the base and back: the exact draw is accepted by the ratio of densities."""
     rbm, kernel = strong(), TemperedTransitionsStep(num_temperatures=2)

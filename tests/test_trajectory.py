@@ -59,6 +59,7 @@ def trained_model():
     numpyro.sample("v", trained())
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded():
     result = recorded()
     assert result.losses.shape == (800,)
@@ -93,6 +94,7 @@ def sampled():
     return run(kernel, extra_fields=fields, **options)
 
 
+@pytest.mark.slow
 def test_the_trained_model_is_sampled_right():
     assert_posterior(sampled(), Posterior(trained()))
 
@@ -142,6 +144,7 @@ def test_a_wrong_swap_is_caught(monkeypatch):
         joint_drift()
 
 
+@pytest.mark.slow
 def test_increments_are_the_models_own_energies():
     trajectory, value = three(), jnp.uint8([[1, 0, 1, 1], [0, 0, 1, 0]])
     chain = trajectory.target.refresh(trajectory.target.chain_at(value))

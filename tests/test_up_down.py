@@ -96,6 +96,7 @@ def exact_chains():
     return chain._replace(top=UNTIED.top.chain_at(UNTIED.top.sample(key_top, shape)))
 
 
+@pytest.mark.slow
 def test_gradient_with_chains_at_the_stationary_distribution():
     found, truth = draws_of_gradient(1, exact_chains()), expected(stationary)
     assert found.keys() == truth.keys()
@@ -112,6 +113,7 @@ def test_gradient_with_chains_from_the_data_is_that_of_contrastive_divergence():
     assert max(np.abs(truth[name] - exact[name]).max() for name in top) > 1e-3  # it is biased
 
 
+@pytest.mark.slow
 def test_it_trains_with_persistent_chains():
     lower = RBM(0.1 * jnp.ones((4, 3)), jnp.zeros(4), jnp.zeros(3))
     top = RBM(jnp.eye(3, 4), jnp.zeros(3), jnp.zeros(4))
