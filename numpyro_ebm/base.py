@@ -33,7 +33,16 @@ from numpyro_ebm.protocols import Kernel, Path, UnitStates, unit_states
 from numpyro_ebm.random_key import require_key
 from numpyro_ebm.trainable import Trainable
 
-__all__ = ["Chain", "EnergyDistribution", "Kernel", "Path", "sample_by_gibbs", "unwrap", "widen"]
+__all__ = [
+    "Chain",
+    "EnergyDistribution",
+    "Kernel",
+    "Path",
+    "rewrap",
+    "sample_by_gibbs",
+    "unwrap",
+    "widen",
+]
 
 Chain = Any
 """The state of a Markov chain on a model: a pytree that the model itself defines."""
@@ -384,3 +393,30 @@ def unwrap(fn: Distribution) -> EnergyDistribution | None:
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         fn = fn.base_dist
     return fn if isinstance(fn, EnergyDistribution) else None
+
+
+def rewrap(
+    fn: Distribution, make: Callable[[EnergyDistribution, bool], Distribution], masked: bool = False
+) -> Distribution | None:
+    """Replace the energy-based model under ``expand``, ``to_event`` and ``mask``.
+
+    Args:
+        fn: The distribution at a site.
+        make: Returns the replacement of a model, told whether there is a mask around it.
+        masked: Whether there is one around ``fn``.
+
+    Returns:
+        The distribution with the replacement in it; ``None`` if there is no such model.
+    """
+    if isinstance(fn, EnergyDistribution):
+        return make(fn, masked)
+    if not isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        return None
+    inner = rewrap(fn.base_dist, make, masked or isinstance(fn, MaskedDistribution))
+    if inner is None:
+        return None
+    if isinstance(fn, ExpandedDistribution):
+        return inner.expand(fn.batch_shape)
+    if isinstance(fn, Independent):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.mask(jnp.asarray(fn._mask))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Num
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.protocols import UnitStates
@@ -113,6 +114,29 @@ class Trainable:
         energies = energies.reshape(num_blocks, num_states, *lead)
         return jnp.moveaxis(energies, (0, 1), (-2, -1))
 
+    def log_pseudolikelihood(self, value: Num[ArrayLike, "*shape"]) -> Float[Array, "*batch"]:
+        r"""Sum over the units of their log probability given all others, in nats; log Z cancels.
+
+        .. math:: \sum_i \log p(x_i \mid x_{-i}), \qquad
+            p(x_i \mid x_{-i}) = \frac{e^{-E(x)}}{\sum_s e^{-E(x_{-i}, x_i = s)}}
+
+        Differentiable in the parameters. Hidden units are summed out.
+
+        Args:
+            value: Values of shape ``batch + event_shape``.
+
+        Raises:
+            ValueError: The model is not discrete, or the value does not fit.
+
+        References:
+            Besag (1975), "Statistical Analysis of Non-Lattice Data", The Statistician 24.
+        """
+        value, states, _ = self._parse_sites(value, None)
+        values, allowed = (part.reshape(-1, part.shape[-1]) for part in states)
+        flat = value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
+        present = (flat[..., None] == values) & allowed
+        return log_conditional(self.site_energies(value), present).sum(-1)
+
     def _parse_sites(self, value: Any, sites: Any) -> tuple[Array, UnitStates, Array]:
         """Values with the batch shape, the states of the units, and blocks of sites."""
         name, states = type(self).__name__, self.unit_states
@@ -204,3 +228,11 @@ def block_digits(num_states: int, shape: tuple[int, ...]) -> Int[np.ndarray, "k 
     """
     size = shape[-1]
     return np.indices((num_states,) * size).reshape(size, -1)[::-1]
+
+
+def log_conditional(
+    energies: Float[Array, "*batch q"], present: Bool[Array, "*batch q"]
+) -> Float[Array, "*batch"]:
+    """Log probability of the present state among all, in nats."""
+    now = jnp.where(present, energies, 0).sum(-1)
+    return -now - logsumexp(-energies, axis=-1)

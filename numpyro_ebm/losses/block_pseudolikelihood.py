@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.losses.checks import require_states
-from numpyro_ebm.losses.conditionals import flat_sites, inside_support, log_conditional
+from numpyro_ebm.losses.conditionals import flat_sites, inside_support
 from numpyro_ebm.losses.loss import EnergyLoss
+from numpyro_ebm.trainable import log_conditional
 
 _MAX_STATES = 2**12
 """Most joint states of a block."""

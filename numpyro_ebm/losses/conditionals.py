@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from numpyro_ebm.base import EnergyDistribution
@@ -96,11 +95,3 @@ def inside_support(
     """Give observations outside the support an infinite loss."""
     inside = distribution.check_value(value)
     return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
-
-
-def log_conditional(
-    energies: Float[Array, "*batch q"], present: Bool[Array, "*batch q"]
-) -> Float[Array, "*batch"]:
-    """Log probability of the present state among all, in nats."""
-    now = jnp.where(present, energies, 0).sum(-1)
-    return -now - logsumexp(-energies, axis=-1)

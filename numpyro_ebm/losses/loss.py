@@ -9,17 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float, Key, Num
-from numpyro.distributions import (
-    Distribution,
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
-)
+from numpyro.distributions import Distribution
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
-from numpyro_ebm.base import EnergyDistribution
+from numpyro_ebm.base import EnergyDistribution, rewrap
 from numpyro_ebm.random_key import require_key
 
 
@@ -50,30 +45,6 @@ class Surrogate(Distribution):
         return self._log_prob_fn(jnp.asarray(value))
 
 
-def _replace(
-    fn: Distribution, make: Callable[[EnergyDistribution, bool], Distribution], masked: bool = False
-) -> Distribution | None:
-    """Replace the energy-based model under ``expand``, ``to_event`` and ``mask``.
-
-    Args:
-        fn: The distribution at a site.
-        make: Returns the replacement of a model, told whether there is a mask around it.
-        masked: Whether there is one around ``fn``.
-    """
-    if isinstance(fn, EnergyDistribution):
-        return make(fn, masked)
-    if not isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
-        return None
-    inner = _replace(fn.base_dist, make, masked or isinstance(fn, MaskedDistribution))
-    if inner is None:
-        return None
-    if isinstance(fn, ExpandedDistribution):
-        return inner.expand(fn.batch_shape)
-    if isinstance(fn, Independent):
-        return inner.to_event(fn.reinterpreted_batch_ndims)
-    return inner.mask(jnp.asarray(fn._mask))
-
-
 class _Substitution(Messenger):
     """Gives every observed energy-based site its surrogate."""
 
@@ -95,7 +66,7 @@ class _Substitution(Messenger):
             key = require_key(numpyro.prng_key())
             return Surrogate(distribution, self._log_prob_fn(key, msg, distribution))
 
-        msg["fn"] = _replace(msg["fn"], make) or msg["fn"]
+        msg["fn"] = rewrap(msg["fn"], make) or msg["fn"]
 
     def _log_prob_fn(
         self, rng_key: Key[Array, ""], msg: dict[str, Any], distribution: EnergyDistribution

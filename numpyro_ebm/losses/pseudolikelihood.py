@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxtyping import Array, Bool, Float
 
-from numpyro_ebm.losses.conditionals import SiteLoss, log_conditional
+from numpyro_ebm.losses.conditionals import SiteLoss
+from numpyro_ebm.trainable import log_conditional
 
 
 class PseudoLikelihood(SiteLoss):
