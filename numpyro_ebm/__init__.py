@@ -87,6 +87,11 @@ from numpyro_ebm.losses import (
     update_counter,
 )
 from numpyro_ebm.normalizer import NormalizerError
+from numpyro_ebm.pseudoposterior import (
+    GodambeAdjustment,
+    godambe_adjustment,
+    pseudolikelihood,
+)
 from numpyro_ebm.training import (
     DivergenceError,
     EarlyStopping,
@@ -126,6 +131,7 @@ __all__ = [
     "FitResult",
     "GeneralizedScoreMatching",
     "GenerativeAdversarial",
+    "GodambeAdjustment",
     "GreedyResult",
     "GibbsWithGradients",
     "Ising",
@@ -170,6 +176,7 @@ __all__ = [
     "evidence",
     "fit",
     "fit_greedy",
+    "godambe_adjustment",
     "kernelized_stein_discrepancy",
     "kernels",
     "learnt_log_z",
@@ -179,6 +186,7 @@ __all__ = [
     "neural_sampler",
     "persistent_chains",
     "plots",
+    "pseudolikelihood",
     "record_trajectory",
     "retrieval",
     "svgd",

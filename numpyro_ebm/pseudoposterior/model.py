@@ -1,0 +1,158 @@
+"""The NumPyro model whose energy-based sites count by their pseudolikelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key, Num
+from numpyro.distributions import Distribution, constraints
+from numpyro.primitives import Messenger
+from numpyro.util import not_jax_tracer
+
+from numpyro_ebm.base import EnergyDistribution, rewrap, unwrap
+from numpyro_ebm.normalizer import in_host_log_likelihood, warn_unnormalized
+
+
+class Pseudolikelihood(Distribution):
+    """An energy-based model whose ``log_prob`` is the log pseudolikelihood, in nats.
+
+    Draws are those of the model. :func:`pseudolikelihood` puts it at the sites of a NumPyro model.
+
+    Args:
+        model: A discrete energy-based model.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    pytree_data_fields = ("model",)
+
+    def __init__(self, model: EnergyDistribution) -> None:
+        self.model = model
+        super().__init__(model.batch_shape, model.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        """Support of the model."""
+        return self.model.support
+
+    def sample(
+        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
+    ) -> Num[Array, "*shape"]:
+        """Draw from the model."""
+        return self.model.sample(key, sample_shape)
+
+    def log_prob(
+        self, value: Num[ArrayLike, "*shape"], intermediates: Any = None
+    ) -> Float[Array, "*batch"]:
+        """Log pseudolikelihood of each observation, minus infinity outside the support."""
+        inside = self.model.check_value(value)
+        log_prob = self.model.log_pseudolikelihood(value)
+        if in_host_log_likelihood():
+            warn_unnormalized(type(self.model).__name__)
+            return jnp.full_like(log_prob, jnp.nan)
+        return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
+
+
+class _PseudolikelihoodModel(Messenger):
+    """Gives every observed energy-based site of unknown log Z its pseudolikelihood."""
+
+    found: bool = False
+
+    def __enter__(self) -> None:
+        self.found = False
+        super().__enter__()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().__call__(*args, **kwargs)
+        if not self.found:
+            raise ValueError(
+                "pseudolikelihood: expected a model with an energy-based site whose log Z is "
+                'unknown, numpyro.sample("s", ebm.Ising(...), obs=data); this model has none. '
+                "A site of known log Z has a likelihood: use the model as it is."
+            )
+        return result
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        model = unwrap(msg["fn"]) if msg["type"] == "sample" else None
+        if model is None or model.normalizer != "guard":
+            return
+        self.found = True
+        if msg["is_observed"]:  # without data, as in Predictive, the site is drawn
+            _check_discrete(msg["name"], model)
+            msg["fn"] = rewrap(msg["fn"], lambda model, masked: _replacement(msg, model, masked))
+
+
+def pseudolikelihood(model: Callable[..., Any]) -> Callable[..., Any]:
+    r"""The NumPyro model in which pseudolikelihoods stand for likelihoods of unknown log Z.
+
+    Each observed energy-based site whose log Z is unknown contributes
+
+    .. math:: \sum_i \log p(x_i \mid x_{-i}, \theta)
+
+    in nats for each observation in place of its log density; every other site, plates,
+    subsampling, ``scale`` and masks stay as they are. Its posterior is a pseudo-posterior:
+    an approximation that needs no log Z, is differentiable (``NUTS``, ``SVI``), and centres on the
+    true parameters as observations grow. Its spread is not calibrated: neighbours are counted as
+    if independent, so that it is usually too narrow where units depend on each other strongly.
+    :func:`godambe_adjustment` corrects it to first order; :class:`Exchange` samples the posterior
+    itself.
+
+    Sites without data are left as they are, so that ``Predictive`` draws from the model.
+
+    Args:
+        model: A NumPyro model.
+
+    Returns:
+        The model, with the same arguments.
+
+    Raises:
+        ValueError: When it runs: no energy-based site of unknown log Z; units that are not
+            discrete; data outside the support.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, numpyro_ebm as ebm
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> def model(spins=None):
+        ...     coupling = numpyro.sample("coupling", dist.Normal(0, 1))
+        ...     numpyro.sample("spins", ebm.Ising.lattice((8, 8), coupling), obs=spins)
+        >>> spins = ebm.Ising.lattice((8, 8), 0.2).sample(jax.random.key(0))
+        >>> kernel = NUTS(ebm.pseudolikelihood(model))
+        >>> mcmc = MCMC(kernel, num_warmup=200, num_samples=200, progress_bar=False)
+        >>> mcmc.run(jax.random.key(1), spins)
+        >>> bool(abs(mcmc.get_samples()["coupling"].mean() - 0.2) < 0.4)
+        True
+
+    References:
+        Besag (1975), "Statistical Analysis of Non-Lattice Data", The Statistician 24; Ribatet,
+        Cooley & Davison (2012), "Bayesian inference from composite likelihoods, with an
+        application to spatial extremes", Statistica Sinica 22.
+    """
+    return _PseudolikelihoodModel(model)
+
+
+def has_pseudolikelihood(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace counts by its pseudolikelihood."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Pseudolikelihood)
+
+
+def _check_discrete(name: str, model: EnergyDistribution) -> None:
+    if model.unit_states is None:
+        raise ValueError(
+            f"pseudolikelihood: expected discrete units at site '{name}'; the support of "
+            f"{type(model).__name__} is {model.support}. For continuous units train by "
+            'ebm.ScoreMatching or ebm.NoiseContrastiveEstimation, or pass normalizer="exact" '
+            "where the model has its log Z."
+        )
+
+
+def _replacement(msg: dict[str, Any], model: EnergyDistribution, masked: bool) -> Distribution:
+    """The pseudolikelihood of the model at a site, its data checked where they all count."""
+    value = msg["value"]
+    if not masked and not_jax_tracer(value):  # under jit, JAX would trace known data
+        model.check_value(np.asarray(value), f"obs of site '{msg['name']}'")
+    return Pseudolikelihood(model)
