@@ -6,6 +6,7 @@ An energy-based model is a NumPyro distribution whose density is known up to a c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -46,6 +47,10 @@ __all__ = [
 
 Chain = Any
 """The state of a Markov chain on a model: a pytree that the model itself defines."""
+MAX_TERMS = 2**20
+"""Most terms that ``exact_sample`` sums, all members of a batch together."""
+_SAMPLE_TERMS = 2**14
+"""Most terms that ``sample`` sums for exact draws."""
 
 
 class EnergyDistribution(Trainable, Distribution):
@@ -312,6 +317,38 @@ class EnergyDistribution(Trainable, Distribution):
             f"{type(self).__name__} has no low-precision sweep; leave `low_precision` off."
         )
 
+    def backward_gibbs_step(self, rng_key: Key[Array, ""], chain: Chain) -> Chain:
+        r"""One sweep with the time reversed: the units in the opposite order.
+
+        It is the adjoint :math:`T^*` of ``gibbs_step``, without clamped units:
+        :math:`p(x) T(x, y) = p(y) T^*(y, x)`.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+
+        Raises:
+            ValueError: The model has no such sweep.
+        """
+        if self.has_reversible_gibbs:
+            return self.gibbs_step(rng_key, chain)
+        raise ValueError(f"{type(self).__name__} has no Gibbs sweep with the time reversed.")
+
+    def monotone_states(self) -> tuple[Chain, Chain, Bool[Array, "*batch"]]:
+        """Largest and smallest state of an order that Gibbs sweeps with the same key keep.
+
+        Returns:
+            Chains of the batch shape at the largest and at the smallest state, and whether the
+            sweeps of each member are monotone at all.
+
+        Raises:
+            ValueError: No such order of the states is known for models of this class.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no order of its states in which Gibbs sweeps are known to "
+            "be monotone; Ising and BoltzmannMachine have one, without frustration."
+        )
+
     @property
     def has_reversible_gibbs(self) -> bool:
         """Whether ``gibbs_step`` is known to be reversible, for each chain independently.
@@ -352,15 +389,76 @@ class EnergyDistribution(Trainable, Distribution):
         """The path from a tractable base (beta = 0) to this model (beta = 1)."""
         raise ValueError(f"{type(self).__name__} has no default path; pass one explicitly.")
 
+    # ----- draws ---------------------------------------------------------------------------
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """Terms that each way to draw exactly sums, the whole batch together; cheapest first."""
+        return {}
+
+    @property
+    def exact_sampler(self) -> str | None:
+        """How :meth:`exact_sample` draws: ``"enumeration"``, ``"transfer_matrix"`` or ``None``.
+
+        It depends on shapes alone. Closed forms count as enumeration.
+        """
+        return next(iter(self.exact_terms), None)
+
+    def exact_sample(
+        self,
+        rng_key: Key[Array, ""],
+        sample_shape: tuple[int, ...] = (),
+        *,
+        method: str | None = None,
+    ) -> Num[Array, "*shape"]:
+        """Draw independent values from exactly this distribution.
+
+        Args:
+            rng_key: Random key.
+            sample_shape: Shape of the draws.
+            method: One of :attr:`exact_terms`; by default the cheapest.
+
+        Returns:
+            Values of shape ``sample_shape + batch_shape + event_shape``.
+
+        Raises:
+            NormalizerError: The model cannot be drawn exactly, or not in this way.
+        """
+        ways, method = tuple(self.exact_terms), self.exact_sampler if method is None else method
+        if method not in ways:
+            asked = "" if method is None else f" by {method!r}"
+            known = f"only by {' or '.join(map(repr, ways))}" if ways else "in no way"
+            raise NormalizerError(
+                f"{type(self).__name__}: exact draws{asked} need sums of more than {MAX_TERMS} "
+                f"terms, or none are known; it can be drawn exactly {known}. Run chains instead, "
+                "as `sample` does."
+            )
+        return widen(self._draw_exactly(require_key(rng_key), tuple(sample_shape), method))
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*shape"]:
+        """Exact draws, by one of :attr:`exact_terms`."""
+        raise TypeError(f"{type(self).__name__} does not define `_draw_exactly`.")
+
     def sample(
         self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "*shape"]:
-        """Draw by ``num_sweeps`` Gibbs sweeps from independent random starts.
+        """Draw values.
 
-        The draws are approximate where the chain mixes slowly; subclasses draw exactly where the
-        states can be enumerated.
+        Exact where :meth:`exact_sample` sums at most 2^14 terms; otherwise by ``num_sweeps``
+        Gibbs sweeps from independent random starts, approximate where these mix slowly.
         """
-        return sample_by_gibbs(self, require_key(key), tuple(sample_shape), self.num_sweeps)
+        shape, rng_key = tuple(sample_shape), require_key(key)
+        if next(iter(self.exact_terms.values()), math.inf) <= _SAMPLE_TERMS:
+            return self.exact_sample(rng_key, shape)
+        return sample_by_gibbs(self, rng_key, shape, self.num_sweeps)
+
+
+def enumerable(num_terms: int, batch_shape: tuple[int, ...]) -> dict[str, int]:
+    """What ``exact_terms`` is of a model whose members sum ``num_terms`` terms each."""
+    total = num_terms * max(1, math.prod(batch_shape))
+    return {"enumeration": total} if total <= MAX_TERMS else {}
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -104,7 +104,7 @@ def test_a_cached_field_has_the_derivatives_of_the_product(case):
 
 def test_sample_by_gibbs_where_states_are_too_many(monkeypatch):
     case = Case("Bernoulli", "Spin", 300)
-    monkeypatch.setattr("numpyro_ebm.distributions.rbm._EXACT_SAMPLE_TERMS", 0)
+    monkeypatch.setattr("numpyro_ebm.base._SAMPLE_TERMS", 0)
     monkeypatch.setattr(RBM, "num_sweeps", 50)
     rbm, brute = case.build(), brute_force(case)
     draws = rbm.sample(jax.random.key(3), (NUM_CHAINS,))

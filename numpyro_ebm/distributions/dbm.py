@@ -331,3 +331,14 @@ class DBM(DBMPretraining):
         rbm.num_sweeps = self.num_sweeps
         even = rbm.sample(key, tuple(sample_shape))
         return widen(even[..., : self.event_shape[0]].astype(self.units[0].dtype))
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """All states of the even or of the odd layers together, whichever are fewer."""
+        return self.bipartite.exact_terms
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*batch n"]:
+        even = self.bipartite.exact_sample(rng_key, shape)
+        return even[..., : self.event_shape[0]].astype(self.units[0].dtype)

@@ -195,8 +195,22 @@ class DBN(DBNSweeps):
         Exact where the top machine is drawn exactly (at most 2^14 states of its smaller layer).
         """
         key_top, key_down = jax.random.split(require_key(key))
-        top = self.top.sample(key_top, tuple(sample_shape))
-        return widen((*self._descend(key_down, top), top)[0])
+        return widen(self._below(key_down, self.top.sample(key_top, tuple(sample_shape))))
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """All states of the smaller layer of the top machine."""
+        return self.top.exact_terms
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*batch n"]:
+        key_top, key_down = jax.random.split(rng_key)
+        return self._below(key_down, self.top.exact_sample(key_top, shape))
+
+    def _below(self, rng_key: Key[Array, ""], top: Num[Array, "*batch m"]) -> Array:
+        """Draw visible values given the visible units of the top machine."""
+        return (*self._descend(rng_key, top), top)[0]
 
     def default_path(self, rng_key: Key[Array, ""], base: Any = None) -> Any:
         """Raise: log Z is that of the top machine, which has a path.

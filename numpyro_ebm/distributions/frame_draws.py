@@ -21,6 +21,13 @@ _EXACT_SAMPLE_TERMS = 2**14
 """Frames are drawn exactly from RBMs whose smaller layer has at most this many states."""
 
 
+def exact_frame_terms(frame: Any) -> dict[str, int]:
+    """What ``exact_terms`` is of a sequence with such frames."""
+    if can_sum(frame) and num_terms(frame) <= _EXACT_SAMPLE_TERMS:
+        return {"enumeration": num_terms(frame)}
+    return {}
+
+
 def sweep_frames(
     rng_key: Key[Array, ""],
     frames: Num[Array, "*batch t n"],
@@ -70,7 +77,7 @@ def draw_on(
     def step(condition, key):
         key_frame, key_next = jax.random.split(key)
         rbm = sequence.frame_given(condition)
-        if can_sum(rbm) and num_terms(rbm) <= _EXACT_SAMPLE_TERMS:
+        if exact_frame_terms(rbm):
             frame = exact_sample(rbm, key_frame, ())
         else:
             frame = _sweeps(rbm, key_frame, num_sweeps)

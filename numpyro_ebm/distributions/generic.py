@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num
 from numpyro.distributions import Distribution, biject_to
 
-from numpyro_ebm.base import EnergyDistribution, Kernel, sample_by_gibbs, widen
+from numpyro_ebm.base import EnergyDistribution, Kernel, enumerable, widen
 from numpyro_ebm.distributions.energy_path import EnergyPath
 from numpyro_ebm.distributions.held_units import HeldUnits
 from numpyro_ebm.distributions.reference import StandardReference
@@ -18,10 +18,6 @@ from numpyro_ebm.distributions.site_gibbs import site_sweep
 from numpyro_ebm.distributions.state_sum import exact_log_z, exact_sample, num_joint_states
 from numpyro_ebm.distributions.trapezoid import MAX_DIM, trapezoid_log_z
 from numpyro_ebm.normalizer import NormalizerError
-from numpyro_ebm.random_key import require_key
-
-_EXACT_SAMPLE_STATES = 2**14
-"""``sample`` draws exactly from models with at most this many joint states."""
 
 
 class GenericEnergy(EnergyDistribution):
@@ -172,14 +168,21 @@ class GenericEnergy(EnergyDistribution):
         Raises:
             ValueError: The units are continuous and there is no kernel.
         """
-        shape, rng_key = tuple(sample_shape), require_key(key)
         if self._kernel is None:
             self._require_discrete("sample")
-        if self.unit_states is not None:
-            members = max(1, int(np.prod(self.batch_shape)))
-            if num_joint_states(self) <= _EXACT_SAMPLE_STATES // members:
-                return widen(exact_sample(self, rng_key, shape))
-        return sample_by_gibbs(self, rng_key, shape, self.num_sweeps)
+        return super().sample(key, sample_shape)
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """All joint states, where the units are discrete."""
+        if self.unit_states is None:
+            return {}
+        return enumerable(num_joint_states(self), self.batch_shape)
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*shape"]:
+        return exact_sample(self, rng_key, shape)
 
     # ----- log Z and path ------------------------------------------------------------------
 

@@ -21,13 +21,13 @@ _BLOCK = 32
 
 
 def graph_sweep(
-    model: PairwiseModel, rng_key: Any, value: Array, mask: Any
+    model: PairwiseModel, rng_key: Any, value: Array, mask: Any, colors: range
 ) -> Num[Array, "*shape"]:
     """Draw the units of a graph colour by colour, gathering their neighbours."""
     coloring = cast(np.ndarray, model.coloring)
     uniform = uniform_numbers(rng_key, value.shape, model.float_dtype)
     neighbours = _Neighbours.of(model)
-    for color in range(coloring.max() + 1):
+    for color in colors:
         units = np.flatnonzero(coloring == color)
         field = neighbours.field(value, units)
         new = model._alphabet.draw(field, uniform[..., units])
@@ -82,8 +82,10 @@ class _Neighbours:
 # ----- one site after the other ------------------------------------------------------------
 
 
-def one_by_one(model: PairwiseModel, rng_key: Any, value: Array, mask: Any) -> Num[Array, "*shape"]:
-    """Draw the units in order, or as many at random with replacement."""
+def one_by_one(
+    model: PairwiseModel, rng_key: Any, value: Array, mask: Any, backward: bool
+) -> Num[Array, "*shape"]:
+    """Draw the units in order, backward or not, or as many at random with replacement."""
     num = len(model.couplings.shape)
     lead, n = value.shape[: value.ndim - num], model.couplings.num_units
     key_order, key_draw = jax.random.split(rng_key)
@@ -91,8 +93,8 @@ def one_by_one(model: PairwiseModel, rng_key: Any, value: Array, mask: Any) -> N
     held = None if mask is None else mask.reshape(*lead, n)
     uniform = uniform_numbers(key_draw, flat.shape, model.float_dtype)
     if model.scan == "sequential" and isinstance(model.couplings, Dense):
-        return _block_sweep(model, flat, uniform, held).reshape(value.shape)
-    order = jnp.arange(n)
+        return _block_sweep(model, flat, uniform, held, backward).reshape(value.shape)
+    order = jnp.arange(n)[::-1] if backward else jnp.arange(n)
     if model.scan == "random":
         order = jax.random.randint(key_order, (n,), 0, n)
     neighbours = _Neighbours.of(model)
@@ -109,7 +111,7 @@ def one_by_one(model: PairwiseModel, rng_key: Any, value: Array, mask: Any) -> N
 
 
 def _block_sweep(
-    model: PairwiseModel, value: Array, uniform: Array, held: Any
+    model: PairwiseModel, value: Array, uniform: Array, held: Any, backward: bool
 ) -> Num[Array, "*batch n"]:
     """Draw densely coupled units in order.
 
@@ -120,6 +122,10 @@ def _block_sweep(
     size = min(_BLOCK, n)
     field = model.site_field(value.ndim)
     field = jnp.broadcast_to(field, (*field.shape[:-1], n))
+    if backward:  # the same sweep over units in the opposite order
+        matrix = matrix[..., ::-1, ::-1]
+        value, field = value[..., ::-1], field[..., ::-1]
+        held = None if held is None else held[..., ::-1]
 
     def draw_block(start, value, width):
         rows = jax.lax.dynamic_slice_in_dim(matrix, start, width, axis=-2)
@@ -145,4 +151,5 @@ def _block_sweep(
 
     whole = n // size
     value = jax.lax.fori_loop(0, whole, lambda b, v: draw_block(b * size, v, size), value)
-    return value if whole * size == n else draw_block(whole * size, value, n - whole * size)
+    value = value if whole * size == n else draw_block(whole * size, value, n - whole * size)
+    return value[..., ::-1] if backward else value

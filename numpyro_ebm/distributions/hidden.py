@@ -21,6 +21,7 @@ from numpyro_ebm.distributions.hidden_sum import (
     unit_field,
 )
 from numpyro_ebm.distributions.mean_field import energy_at, entropy, fit_means
+from numpyro_ebm.distributions.order import unit_order
 from numpyro_ebm.distributions.pairwise import PairwiseModel
 from numpyro_ebm.distributions.scan import sweep
 from numpyro_ebm.random_key import require_key
@@ -216,14 +217,55 @@ class HiddenPairwiseModel(PairwiseModel):
         return chain._replace(hidden=self._draw_hidden(rng_key, chain.visible, chain.hidden))
 
     def _draw_hidden(
-        self, rng_key: Key[Array, ""], visible: Num[Array, "*batch k"], hidden: Any
+        self,
+        rng_key: Key[Array, ""],
+        visible: Num[Array, "*batch k"],
+        hidden: Any,
+        *,
+        backward: bool = False,
     ) -> Num[Array, "*batch m"]:
         """Draw the hidden units given the visible: exactly if few, else by one sweep."""
         if self.num_hidden <= _JOINT_DRAW:
             return draw_hidden(self, rng_key, visible).astype(hidden.dtype)
         units = _join(visible, hidden)
         held = _join(jnp.ones(visible.shape, bool), jnp.zeros(hidden.shape, bool))
-        return sweep(self, rng_key, units, held, units)[..., self.num_visible :]
+        units = sweep(self, rng_key, units, held, units, backward=backward)
+        return units[..., self.num_visible :]
+
+    def backward_gibbs_step(self, rng_key: Key[Array, ""], chain: Chain) -> Chain:
+        """One Gibbs sweep in the opposite order: visible units, then hidden; the adjoint.
+
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
+        """
+        if self._num_visible is None:
+            return super().backward_gibbs_step(rng_key, chain)
+        visible, hidden = chain
+        key_hidden, key_visible = jax.random.split(rng_key)
+        units = _join(visible, hidden)
+        held = _join(jnp.zeros(visible.shape, bool), jnp.ones(hidden.shape, bool))
+        units = sweep(self, key_visible, units, held, units, backward=True)
+        visible = units[..., : self.num_visible]
+        return HiddenChain(visible, self._draw_hidden(key_hidden, visible, hidden, backward=True))
+
+    def monotone_states(self) -> tuple[Chain, Chain, Bool[Array, "*batch"]]:
+        """Largest and smallest state of the order in which Gibbs sweeps are monotone.
+
+        Two units are ordered alike where their coupling is positive and the other way round where
+        it is negative. No such order fits couplings that are frustrated (a cycle with an odd
+        number of negative ones); fields do not matter. One unit of each set of coupled units is
+        ordered as its values are.
+
+        Returns:
+            Chains of the batch shape at the largest and at the smallest state, and whether the
+            order fits.
+        """
+        upward, fits = unit_order(self.couplings)
+        grid, batch = self.couplings.shape, self.batch_shape
+        upward = jnp.broadcast_to(upward, batch + grid)
+        top, bottom = self._alphabet.choose(upward), self._alphabet.choose(~upward)
+        return self.as_chain(top), self.as_chain(bottom), jnp.broadcast_to(fits, batch)
 
     def sample_hidden(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Key, Num
 
+from numpyro_ebm.random_bits import uniform_numbers
 from numpyro_ebm.units.unit import digits
 
 if TYPE_CHECKING:
@@ -98,9 +99,18 @@ def log_sum_hidden(
 def draw_hidden(
     model: HiddenPairwiseModel, rng_key: Key[Array, ""], visible: Num[Array, "*batch k"]
 ) -> Float[Array, "*batch m"]:
-    """Draw all hidden units together, exactly, by inverting their joint distribution function."""
+    """Draw all hidden units together, exactly: each given those before, the rest summed out.
+
+    Where no couplings are frustrated, these conditionals are monotone, and so are the draws as
+    functions of the visible units (Fortuin, Kasteleyn & Ginibre 1971).
+    """
     terms = hidden_terms(model, visible, jnp.arange(2**model.num_hidden))
-    steps = jnp.cumsum(jnp.exp(terms - terms.max(-1, keepdims=True)), axis=-1)
-    uniform = jax.random.uniform(rng_key, (*terms.shape[:-1], 1), terms.dtype)
-    pick = (uniform * steps[..., -1:] >= steps[..., :-1]).sum(-1)
-    return _states(model, pick.ravel()).reshape(*pick.shape, model.num_hidden)
+    uniform = uniform_numbers(rng_key, (*terms.shape[:-1], model.num_hidden), terms.dtype)
+    units = []
+    for unit in range(model.num_hidden):  # the last one first: its states are the two halves
+        halves = terms.reshape(*terms.shape[:-1], 2, -1)
+        low, high = jnp.moveaxis(logsumexp(halves, axis=-1), -1, 0)
+        upper = uniform[..., unit] < jax.nn.sigmoid(high - low)
+        terms = jnp.where(upper[..., None], halves[..., 1, :], halves[..., 0, :])
+        units.append(model._alphabet.choose(upper))
+    return jnp.stack(units[::-1], axis=-1)

@@ -24,7 +24,7 @@ _MAX_TABLE = 16
 
 
 def lattice_sweep(
-    model: PairwiseModel, rng_key: Any, value: Array, mask: Any
+    model: PairwiseModel, rng_key: Any, value: Array, mask: Any, colors: range
 ) -> Num[Array, "*shape"]:
     """Draw the sites of a lattice colour by colour.
 
@@ -33,13 +33,14 @@ def lattice_sweep(
         rng_key: Random key.
         value: All sites.
         mask: True where a site is held at its value.
+        colors: The colours in the order of the sweep.
     """
     table = threshold_table(model)
     if table is not None:
-        return _table_sweep(model, rng_key, value, mask, *table)
+        return _table_sweep(model, rng_key, value, mask, colors, *table)
     coloring, alphabet = cast(np.ndarray, model.coloring), model._alphabet
     uniform = uniform_numbers(rng_key, value.shape, model.float_dtype)
-    for color in range(coloring.max() + 1):
+    for color in colors:
         new = alphabet.draw(model.local_field(value), uniform)
         value = jnp.where(_chosen(coloring, color, mask), new, value)
     return value
@@ -93,6 +94,7 @@ def _table_sweep(
     rng_key: Any,
     value: Array,
     mask: Any,
+    colors: range,
     sums: list[int],
     table: list[UInt32[Array, "*shape"]],
 ) -> Num[Array, "*shape"]:
@@ -100,7 +102,7 @@ def _table_sweep(
     coloring, alphabet = cast(np.ndarray, model.coloring), model._alphabet
     couplings: Any = model.couplings
     bits = random_words(rng_key, value.shape)
-    for color in range(coloring.max() + 1):
+    for color in colors:
         neighbours = couplings.neighbour_sum(alphabet.features(value))
         limit = table[0]
         for total, threshold in zip(sums[1:], table[1:], strict=True):

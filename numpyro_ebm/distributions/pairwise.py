@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Num
 from numpyro.distributions import Distribution, constraints
 
-from numpyro_ebm.base import Chain, EnergyDistribution, Path, sample_by_gibbs, widen
+from numpyro_ebm.base import Chain, EnergyDistribution, Path, enumerable
 from numpyro_ebm.couplings import Coupling, as_coupling
 from numpyro_ebm.couplings.coupling import as_floating
 from numpyro_ebm.couplings.graph import Static
@@ -23,10 +22,6 @@ from numpyro_ebm.distributions.base_path import BasePath
 from numpyro_ebm.distributions.pairwise_path import PairwisePath
 from numpyro_ebm.distributions.pairwise_sum import exact_log_z, exact_sample
 from numpyro_ebm.distributions.scan import choose_scan, sweep
-from numpyro_ebm.random_key import require_key
-
-_EXACT_SAMPLE_STATES = 2**14
-"""``sample`` draws exactly from models with at most this many joint states."""
 
 
 class PairwiseModel(EnergyDistribution):
@@ -348,15 +343,23 @@ class PairwiseModel(EnergyDistribution):
         """
         return sweep(self, rng_key, chain, mask, values)
 
-    def sample(
-        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
-    ) -> Num[Array, "*shape"]:
-        """Draw values.
+    def backward_gibbs_step(self, rng_key: Key[Array, ""], chain: Chain) -> Chain:
+        """One Gibbs sweep in the opposite order, the adjoint of :meth:`gibbs_step`.
 
-        Exact where there are at most 2^14 joint states; otherwise by ``num_sweeps`` Gibbs sweeps
-        from independent starts.
+        Args:
+            rng_key: Random key.
+            chain: The current chain.
         """
-        shape, members = tuple(sample_shape), max(1, math.prod(self.batch_shape))
-        if self.num_joint_states <= _EXACT_SAMPLE_STATES // members:
-            return widen(self.visible(exact_sample(self, require_key(key), shape)))
-        return sample_by_gibbs(self, require_key(key), shape, self.num_sweeps)
+        return sweep(self, rng_key, chain, backward=True)
+
+    # ----- exact draws ---------------------------------------------------------------------
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """All joint states."""
+        return enumerable(self.num_joint_states, self.batch_shape)
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*shape"]:
+        return self.visible(exact_sample(self, rng_key, shape))

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from numpyro_ebm.distributions.enumeration import draw_numbers, log_sum
+from numpyro_ebm.base import MAX_TERMS
+from numpyro_ebm.distributions.enumeration import all_terms, draw_numbers, log_sum
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units.unit import digits
 
 if TYPE_CHECKING:
     from numpyro_ebm.distributions.pairwise import PairwiseModel
 
-MAX_STATES = 2**20
-"""Most joint states that are summed."""
 _CHUNK_FLOATS = 2**22
 """Size of the arrays held at once while summing."""
 
@@ -49,17 +48,21 @@ def exact_log_z(model: PairwiseModel) -> Float[Array, "*batch"]:
         NormalizerError: There are more than 2^20 joint states.
     """
     total, name = model.num_joint_states, type(model).__name__
-    if total > MAX_STATES:
+    if total > MAX_TERMS:
         raise NormalizerError(
-            f'{name}: expected at most {MAX_STATES} joint states for normalizer="exact" and '
+            f'{name}: expected at most {MAX_TERMS} joint states for normalizer="exact" and '
             f"evidence.exact; {model.couplings.num_units} units have "
             f"{model._alphabet.num_states}^{model.couplings.num_units}. Estimate log Z with "
             "ebm.evidence.ais and pass the array, or keep the default guard."
         )
+    return log_sum(partial(_log_weights, model), total, _chunk(model))
+
+
+def _chunk(model: PairwiseModel) -> int:
+    """Number of states whose energies fit in memory together."""
     width = model.couplings.num_units * max(1, math.prod(_batch(model)))
     width *= model._alphabet.num_states if model._alphabet.label_axis else 1
-    chunk = max(1, min(total, _CHUNK_FLOATS // width))
-    return log_sum(partial(_log_weights, model), total, chunk)
+    return max(1, min(model.num_joint_states, _CHUNK_FLOATS // width))
 
 
 def exact_sample(
@@ -67,7 +70,8 @@ def exact_sample(
 ) -> Num[Array, "*shape"]:
     """Independent exact chains, of shape ``shape + batch_shape``."""
     batch, grid = _batch(model), model.couplings.shape
-    log_weights = _log_weights(model, jnp.arange(model.num_joint_states))
+    total = model.num_joint_states
+    log_weights = all_terms(partial(_log_weights, model), total, _chunk(model))
     index = draw_numbers(log_weights, rng_key, shape)
     states = joint_states(model, index.ravel()).astype(model._alphabet.dtype)
     return model.as_chain(states.reshape(*shape, *batch, *grid))

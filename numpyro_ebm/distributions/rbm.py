@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 from numpyro.distributions import Distribution, constraints
 from numpyro.util import not_jax_tracer
 
-from numpyro_ebm.base import Path, sample_by_gibbs, widen
+from numpyro_ebm.base import Path, enumerable
 from numpyro_ebm.distributions.base_path import BasePath
 from numpyro_ebm.distributions.centering import uncentered
 from numpyro_ebm.distributions.path import BaseRatePath
@@ -25,13 +24,9 @@ from numpyro_ebm.distributions.summation import (
     exact_sample,
     num_terms,
 )
-from numpyro_ebm.random_key import require_key
 from numpyro_ebm.units import Bernoulli, Unit
 
 __all__ = ["RBM", "RBMChain"]
-
-_EXACT_SAMPLE_TERMS = 2**14
-"""``sample`` draws exactly from models whose smaller layer has at most this many states."""
 
 
 class RBM(RBMSweeps):
@@ -324,20 +319,15 @@ class RBM(RBMSweeps):
 
     # ----- draws ---------------------------------------------------------------------------
 
-    def sample(
-        self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
-    ) -> Num[Array, "*batch n"]:
-        """Draw visible values.
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """All states of the smaller layer; one term where both layers are Gaussian."""
+        return enumerable(num_terms(self), self.batch_shape) if can_sum(self) else {}
 
-        Exact where the smaller layer has at most 2^14 states (or both layers are Gaussian);
-        otherwise by ``num_sweeps`` block Gibbs sweeps from independent starts.
-        """
-        shape = tuple(sample_shape)
-        if can_sum(self) and num_terms(self) <= _EXACT_SAMPLE_TERMS // max(
-            1, math.prod(self.batch_shape)
-        ):
-            return widen(exact_sample(self, require_key(key), shape))
-        return sample_by_gibbs(self, require_key(key), shape, self.num_sweeps)
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*batch n"]:
+        return exact_sample(self, rng_key, shape)
 
 
 def check_finite(owner: str, name: str, array: Any) -> None:

@@ -7,7 +7,7 @@ same as one after the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +111,8 @@ def sweep(
     value: Num[Array, "*shape"],
     mask: Bool[Array, "*grid"] | None = None,
     held: Num[Array, "*grid"] | None = None,
+    *,
+    backward: bool = False,
 ) -> Num[Array, "*shape"]:
     """Draw every site once (in random order: as many sites as there are), given all others.
 
@@ -120,13 +122,14 @@ def sweep(
         value: All units, aligned with the model's batch dimensions.
         mask: True where a unit is held.
         held: What these are held at.
+        backward: Whether the order is reversed, which gives the adjoint of the sweep.
     """
     if mask is not None:
         held = jnp.broadcast_to(jnp.asarray(held).astype(value.dtype), value.shape)
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), value.shape)
         value = jnp.where(mask, held, value)
     if model.scan != "chromatic":
-        return one_by_one(model, rng_key, value, mask)
-    if isinstance(model.couplings, Lattice):
-        return lattice_sweep(model, rng_key, value, mask)
-    return graph_sweep(model, rng_key, value, mask)
+        return one_by_one(model, rng_key, value, mask, backward)
+    colors = range(cast(np.ndarray, model.coloring).max() + 1)
+    one_sweep = lattice_sweep if isinstance(model.couplings, Lattice) else graph_sweep
+    return one_sweep(model, rng_key, value, mask, colors[::-1] if backward else colors)

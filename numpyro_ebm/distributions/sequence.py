@@ -12,7 +12,13 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_ebm.base import EnergyDistribution, widen
 from numpyro_ebm.distributions.conditional import ConditionalRBM
-from numpyro_ebm.distributions.frame_draws import draw_on, filtered, smoothed, sweep_frames
+from numpyro_ebm.distributions.frame_draws import (
+    draw_on,
+    exact_frame_terms,
+    filtered,
+    smoothed,
+    sweep_frames,
+)
 from numpyro_ebm.distributions.rbm import RBM, as_unit, check_finite, floating
 from numpyro_ebm.protocols import UnitStates, unit_states
 from numpyro_ebm.random_key import require_key
@@ -233,6 +239,16 @@ class FrameSequence(EnergyDistribution):
         """
         first = self.first_condition(tuple(sample_shape) + self.batch_shape)
         return draw_on(self, require_key(key), first, self.event_shape[0], self.num_sweeps)
+
+    @property
+    def exact_terms(self) -> dict[str, int]:
+        """States of the smaller layer of a frame, up to 2^14."""
+        return exact_frame_terms(self)
+
+    def _draw_exactly(
+        self, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
+    ) -> Num[Array, "*shape t n"]:
+        return self.sample(rng_key, shape)
 
     def generate(
         self,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
-from numpyro_ebm.distributions.enumeration import draw_numbers, log_sum
+from numpyro_ebm.distributions.enumeration import all_terms, draw_numbers, log_sum
 from numpyro_ebm.normalizer import NormalizerError
 
 MAX_STATES = 2**20
@@ -59,8 +59,13 @@ def exact_log_z(model: Any) -> Float[Array, "*batch"]:
             f"evidence.exact; {math.prod(model.event_shape)} units have {total:.3g}. Estimate "
             "log Z with ebm.evidence.ais and pass the array, or keep the default guard."
         )
-    chunk = max(1, min(total, _CHUNK_ROWS // max(1, math.prod(model.batch_shape))))
-    return log_sum(partial(_log_weights, model), total, chunk)
+    return log_sum(partial(_log_weights, model), total, _chunk(model))
+
+
+def _chunk(model: Any) -> int:
+    """Number of states whose energies are computed at once."""
+    members = max(1, math.prod(model.batch_shape))
+    return max(1, min(num_joint_states(model), _CHUNK_ROWS // members))
 
 
 def exact_sample(
@@ -68,5 +73,6 @@ def exact_sample(
 ) -> Num[Array, "*shape"]:
     """Independent exact draws, of shape ``shape + batch_shape + event_shape``."""
     total, batch = num_joint_states(model), model.batch_shape
-    index = draw_numbers(_log_weights(model, jnp.arange(total)), rng_key, shape)
+    log_weights = all_terms(partial(_log_weights, model), total, _chunk(model))
+    index = draw_numbers(log_weights, rng_key, shape)
     return joint_states(model, index.ravel()).reshape(*shape, *batch, *model.event_shape)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Num
 from numpyro.util import not_jax_tracer
 
-from numpyro_ebm.distributions.enumeration import log_sum
+from numpyro_ebm.distributions.enumeration import all_terms, draw_number, log_sum
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units import Gaussian, ReLU, Unit
 from numpyro_ebm.units.unit import digits
@@ -174,8 +174,12 @@ def _log_terms(layers: _Layers, index: Array) -> Float[Array, " terms"]:
 
 def _summed_log_z(rbm: RBM) -> Float[Array, ""]:
     layers, total = _orient(rbm), num_terms(rbm)
-    chunk = max(1, min(total, _CHUNK_FLOATS // sum(layers.matrix.shape)))
-    return log_sum(partial(_log_terms, layers), total, chunk)
+    return log_sum(partial(_log_terms, layers), total, _chunk(layers, total))
+
+
+def _chunk(layers: _Layers, total: int) -> int:
+    """Number of states that fit in memory together."""
+    return max(1, min(total, _CHUNK_FLOATS // sum(layers.matrix.shape)))
 
 
 # ----- both layers Gaussian ----------------------------------------------------------------
@@ -231,9 +235,9 @@ def exact_sample(
                 else mean + noise @ jnp.linalg.inv(factor)
             )
             return joint[..., : single.event_shape[0]]
-        layers = _orient(single)
-        probs = jax.nn.softmax(_log_terms(layers, jnp.arange(num_terms(single))))
-        index = jax.random.choice(keys[0], probs.size, shape, p=probs)
+        layers, total = _orient(single), num_terms(single)
+        terms = all_terms(partial(_log_terms, layers), total, _chunk(layers, total))
+        index = draw_number(keys[0], terms, shape)
         value, _ = _states(layers, index.reshape(-1))
         field = jnp.matmul(layers.summed.features(value), layers.matrix, precision="highest")
         other = layers.other.sample(keys[1], field)

@@ -9,6 +9,14 @@ from numpyro_ebm.kernels.gibbs_with_gradients import GibbsWithGradients, GibbsWi
 from numpyro_ebm.kernels.mala import MALA, MALAStep
 from numpyro_ebm.kernels.moments import RunningMoments
 from numpyro_ebm.kernels.parallel_tempering import ParallelTempering, ParallelTemperingStep
+from numpyro_ebm.kernels.perfect import (
+    CoalescenceError,
+    CouplingFromThePast,
+    Draws,
+    ExactDraws,
+    PerfectSample,
+    perfect_sample,
+)
 from numpyro_ebm.kernels.pooled import Moments
 from numpyro_ebm.kernels.recording import TrajectoryRecorder, record_trajectory
 from numpyro_ebm.kernels.simulated_tempering import SimulatedTempering, SimulatedTemperingStep
@@ -22,6 +30,12 @@ from numpyro_ebm.kernels.trajectory import ParallelTrajectoryTempering, Trajecto
 from numpyro_ebm.kernels.ula import ULA, ULAStep
 
 __all__ = [
+    "CoalescenceError",
+    "CouplingFromThePast",
+    "Draws",
+    "ExactDraws",
+    "PerfectSample",
+    "perfect_sample",
     "SVGDResult",
     "SteinDiscrepancy",
     "kernelized_stein_discrepancy",
