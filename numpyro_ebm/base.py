@@ -6,6 +6,7 @@ An energy-based model is a NumPyro distribution whose density is known up to a c
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -137,6 +138,12 @@ class EnergyDistribution(Trainable, Distribution):
             f"{type(self).__name__}: log Z cannot be computed exactly; estimate it with "
             "ebm.evidence.ais."
         )
+
+    def with_normalizer(self, normalizer: str) -> Self:
+        """Return the same model with another ``normalizer``, which is no array."""
+        model = copy.copy(self)
+        model._normalizer, model._log_z = normalizer, None
+        return model
 
     @property
     def normalizer(self) -> str:

@@ -1,13 +1,18 @@
 """Markov kernels for energy-based models, as NumPyro MCMC kernels."""
 
+from numpyro_ebm.kernels.auxiliary import AuxiliaryChain
+from numpyro_ebm.kernels.auxiliary_variable import AuxiliaryVariable
 from numpyro_ebm.kernels.cluster import SwendsenWang, SwendsenWangStep, Wolff, WolffStep
 from numpyro_ebm.kernels.discrepancy import SteinDiscrepancy, kernelized_stein_discrepancy
 from numpyro_ebm.kernels.discrete_langevin import DiscreteLangevin, DiscreteLangevinStep
+from numpyro_ebm.kernels.drift import AuxiliaryDrift, auxiliary_drift
+from numpyro_ebm.kernels.exchange import Exchange, ExchangeStep
 from numpyro_ebm.kernels.gibbs import BlockGibbs, GibbsSweeps
 from numpyro_ebm.kernels.gibbs_langevin import GibbsLangevinStep
 from numpyro_ebm.kernels.gibbs_with_gradients import GibbsWithGradients, GibbsWithGradientsStep
 from numpyro_ebm.kernels.mala import MALA, MALAStep
 from numpyro_ebm.kernels.moments import RunningMoments
+from numpyro_ebm.kernels.noisy import NoisyHMC, NoisyMALA
 from numpyro_ebm.kernels.parallel_tempering import ParallelTempering, ParallelTemperingStep
 from numpyro_ebm.kernels.perfect import (
     CoalescenceError,
@@ -18,6 +23,7 @@ from numpyro_ebm.kernels.perfect import (
     perfect_sample,
 )
 from numpyro_ebm.kernels.pooled import Moments
+from numpyro_ebm.kernels.pseudo_marginal import PseudoMarginal
 from numpyro_ebm.kernels.recording import TrajectoryRecorder, record_trajectory
 from numpyro_ebm.kernels.simulated_tempering import SimulatedTempering, SimulatedTemperingStep
 from numpyro_ebm.kernels.sites import discrete_sites, energy_sites
@@ -36,6 +42,15 @@ __all__ = [
     "ExactDraws",
     "PerfectSample",
     "perfect_sample",
+    "AuxiliaryChain",
+    "AuxiliaryDrift",
+    "AuxiliaryVariable",
+    "Exchange",
+    "ExchangeStep",
+    "NoisyHMC",
+    "NoisyMALA",
+    "PseudoMarginal",
+    "auxiliary_drift",
     "SVGDResult",
     "SteinDiscrepancy",
     "kernelized_stein_discrepancy",

@@ -164,7 +164,7 @@ class DensityKernel(SiteKernel):
         shapes = {name: part.shape for name, part in parts.items()}
 
         def energy(vector: Raveled) -> Float[Array, ""]:
-            sites = _unravel(vector, shapes)
+            sites = unravel(vector, shapes)
             if self._kind == "continuous":
                 return potential_energy(model, args, kwargs or {}, sites)
             settled = with_conditioning(kwargs, sites)
@@ -178,13 +178,13 @@ class DensityKernel(SiteKernel):
     ) -> WideSites:
         """Values of the sites from the vector of all of them."""
         if self._kind == "discrete":
-            return WideSites(_unravel(flat, {name: jnp.shape(z[name]) for name in self._sites}))
+            return WideSites(unravel(flat, {name: jnp.shape(z[name]) for name in self._sites}))
         shapes = {
             name: biject_to(model_trace[name]["fn"].support).inverse_shape(jnp.shape(z[name]))
             for name in self._sites
         }
         model = conditioned(self._model)
-        sites = constrain_fn(model, args, kwargs or {}, _unravel(flat, shapes))
+        sites = constrain_fn(model, args, kwargs or {}, unravel(flat, shapes))
         return WideSites((name, sites[name].astype(z[name].dtype)) for name in self._sites)
 
     def _states_of(self, site: dict[str, Any]) -> UnitStates:
@@ -212,7 +212,8 @@ class DensityKernel(SiteKernel):
             check_normalizers(name, trace_at, z[name])
 
 
-def _unravel(vector: Raveled, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def unravel(vector: Raveled, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Values by site from the vector of all of them."""
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     pieces = jnp.split(vector, np.cumsum(sizes)[:-1])
     return {
