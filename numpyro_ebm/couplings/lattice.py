@@ -143,6 +143,12 @@ class Lattice(Coupling):
             parts.append(jnp.broadcast_to(value, (*batch, start.size)))
         return jnp.concatenate(parts, axis=-1)
 
+    def bonds_along(self, axis: int) -> Float[Array, "*batch shape"]:
+        """Coupling of every site to the next along an axis, zero where there is no bond."""
+        start = _bond_starts(self._shape, self.periodic, axis)
+        bonded = np.isin(np.arange(self.num_units), start).reshape(self._shape)
+        return jnp.where(bonded, self._value(axis), 0)
+
     def _value(self, axis: int) -> Array:
         return self.values[axis % len(self.values)]
 

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
-from numpyro_ebm.base import MAX_TERMS
+from numpyro_ebm.base import MAX_TERMS, enumerable
 from numpyro_ebm.distributions.enumeration import all_terms, draw_numbers, log_sum
+from numpyro_ebm.distributions.transfer_matrix import (
+    MAX_ROW_STATES,
+    Cut,
+    best_cut,
+    transfer_log_z,
+    transfer_sample,
+)
 from numpyro_ebm.normalizer import NormalizerError
 from numpyro_ebm.units.unit import digits
 
@@ -45,17 +52,35 @@ def exact_log_z(model: PairwiseModel) -> Float[Array, "*batch"]:
     """Log Z in nats, differentiable in every parameter.
 
     Raises:
-        NormalizerError: There are more than 2^20 joint states.
+        NormalizerError: There are more than 2^20 joint states, and no narrow lattice.
     """
-    total, name = model.num_joint_states, type(model).__name__
+    total, cut = model.num_joint_states, best_cut(model)
+    if cut is not None and _is_cheaper(cut, model):
+        return transfer_log_z(model, cut)
     if total > MAX_TERMS:
+        q, n = model._alphabet.num_states, model.couplings.num_units
         raise NormalizerError(
-            f'{name}: expected at most {MAX_TERMS} joint states for normalizer="exact" and '
-            f"evidence.exact; {model.couplings.num_units} units have "
-            f"{model._alphabet.num_states}^{model.couplings.num_units}. Estimate log Z with "
-            "ebm.evidence.ais and pass the array, or keep the default guard."
+            f"{type(model).__name__}: expected at most {MAX_TERMS} joint states for "
+            f'normalizer="exact" and evidence.exact; {n} units have {q}^{n}. Only a narrow lattice '
+            f"can be larger: one whose sites across some axis have at most {MAX_ROW_STATES} joint "
+            "states. Estimate log Z with ebm.evidence.ais and pass the array, or keep the default "
+            "guard."
         )
     return log_sum(partial(_log_weights, model), total, _chunk(model))
+
+
+def _is_cheaper(cut: Cut, model: PairwiseModel) -> bool:
+    """Whether a lattice is summed faster row by row than state by state."""
+    return cut.num_terms * model.couplings.num_units < model.num_joint_states
+
+
+def exact_terms(model: PairwiseModel) -> dict[str, int]:
+    """Terms that each way to draw exactly sums at a time, for all members; cheapest first."""
+    ways, cut = enumerable(model.num_joint_states, model.batch_shape), best_cut(model)
+    if cut is None:
+        return ways
+    narrow = {"transfer_matrix": cut.num_terms * max(1, math.prod(model.batch_shape))}
+    return narrow | ways if _is_cheaper(cut, model) else ways | narrow
 
 
 def _chunk(model: PairwiseModel) -> int:
@@ -66,9 +91,12 @@ def _chunk(model: PairwiseModel) -> int:
 
 
 def exact_sample(
-    model: PairwiseModel, rng_key: Key[Array, ""], shape: tuple[int, ...]
+    model: PairwiseModel, rng_key: Key[Array, ""], shape: tuple[int, ...], method: str
 ) -> Num[Array, "*shape"]:
     """Independent exact chains, of shape ``shape + batch_shape``."""
+    cut = best_cut(model)
+    if method == "transfer_matrix" and cut is not None:
+        return transfer_sample(model, cut, rng_key, shape)
     batch, grid = _batch(model), model.couplings.shape
     total = model.num_joint_states
     log_weights = all_terms(partial(_log_weights, model), total, _chunk(model))
