@@ -40,6 +40,7 @@ __all__ = [
     "EnergyDistribution",
     "Kernel",
     "Path",
+    "mask_of",
     "rewrap",
     "sample_by_gibbs",
     "unwrap",
@@ -525,3 +526,14 @@ def rewrap(
     if isinstance(fn, Independent):
         return inner.to_event(fn.reinterpreted_batch_ndims)
     return inner.mask(jnp.asarray(fn._mask))
+
+
+def mask_of(fn: Distribution) -> Any:
+    """The product of the masks around a distribution; ``True`` if there are none."""
+    mask: Any = True
+    inner: Any = fn
+    while hasattr(inner, "base_dist"):
+        if isinstance(inner, MaskedDistribution):
+            mask = jnp.logical_and(mask, inner._mask)
+        inner = inner.base_dist
+    return mask

@@ -15,7 +15,7 @@ from scipy import stats
 
 import numpyro_ebm as ebm
 from numpyro_ebm.evidence import EvidenceWarning, bridge, exact
-from numpyro_ebm.evidence.bridge import solve_bridge
+from numpyro_ebm.evidence.bridging import solve_bridge
 
 NUM_SEEDS = 40
 RNG = np.random.default_rng(0)

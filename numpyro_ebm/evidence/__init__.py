@@ -6,6 +6,7 @@ from numpyro_ebm.evidence.bridge import bridge
 from numpyro_ebm.evidence.compare import compare
 from numpyro_ebm.evidence.cross_check import CrossCheck, cross_check
 from numpyro_ebm.evidence.exact import exact
+from numpyro_ebm.evidence.extended_bridge import extended_bridge
 from numpyro_ebm.evidence.importance import importance
 from numpyro_ebm.evidence.linked import linked
 from numpyro_ebm.evidence.log_likelihood import log_likelihood
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "cross_check",
     "exact",
+    "extended_bridge",
     "importance",
     "linked",
     "log_likelihood",

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from numpyro_ebm.base import Kernel
 from numpyro_ebm.evidence.ais import forward
 from numpyro_ebm.evidence.annealing import is_reversible
-from numpyro_ebm.evidence.bridge import solve_bridge
+from numpyro_ebm.evidence.bridging import solve_bridge
 from numpyro_ebm.evidence.problem import Problem, problem_of
 from numpyro_ebm.evidence.result import Evidence, warn_of
 from numpyro_ebm.evidence.reverse import backward, choose_starts

@@ -151,7 +151,7 @@ class ModelTarget:
     def _parts(self, vector: Float[Array, " n"]) -> tuple[Array, Array]:
         if self.enumeration is not None:
             return self.enumeration.parts(self._program, self.unravel(vector))
-        model_trace = self._trace_at(vector)
+        model_trace = self.trace_at(vector)
         log_prior, log_likelihood = jnp.zeros((), vector.dtype), jnp.zeros((), vector.dtype)
         for name, site in model_trace.items():
             if site["type"] != "sample":
@@ -168,7 +168,8 @@ class ModelTarget:
                 log_prior = log_prior + jnp.sum(log_prob)
         return log_prior, log_likelihood
 
-    def _trace_at(self, vector: Float[Array, " n"]) -> dict[str, Any]:
+    def trace_at(self, vector: Float[Array, " n"]) -> dict[str, Any]:
+        """A trace of the model at an unconstrained vector."""
         params = self.unravel(vector)
         model = substitute(
             seed(self.model, jax.random.key(0)), substitute_fn=partial(constrain_site, params)
@@ -191,7 +192,7 @@ class ModelTarget:
         """Values of the latent sites from unconstrained vectors."""
 
         def one(vector):
-            model_trace = self._trace_at(vector)
+            model_trace = self.trace_at(vector)
             return {name: model_trace[name]["value"] for name in self.sites}
 
         for _ in range(jnp.ndim(value) - 1):

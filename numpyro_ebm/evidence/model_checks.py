@@ -88,8 +88,9 @@ def _check_normalizer(caller: str, name: str, site: dict[str, Any]) -> None:
         raise NormalizerError(
             f"{caller}: expected every energy-based site to be normalized; log Z of '{name}' "
             f"({type(model).__name__}) is unknown, and would be missing from the evidence. "
-            'Pass normalizer="exact" or its log Z, or normalizer="ignore" for a plain factor. If '
-            "this log Z is what you want, pass the distribution (and draws of the site, grouped by "
+            "Use ebm.evidence.extended_bridge, which does without it; pass "
+            'normalizer="exact" or its log Z, or normalizer="ignore" for a plain factor. If this '
+            "log Z is what you want, pass the distribution (and draws of the site, grouped by "
             "chain) instead of the model."
         )
 

@@ -48,13 +48,17 @@ class Proposal:
 
     def sample_log_ratio(self, rng_key: Key[Array, ""], num: int) -> Float64[np.ndarray, " num"]:
         """The same at fresh draws from the proposal."""
-        with jax.enable_x64(True):
-            drawn = np.asarray(self.distribution.sample(rng_key, (num,)), np.float64)
-        drawn = drawn.reshape(num, -1)
+        drawn = self.draw(rng_key, num)
         if self.warp is None:
             return self.posterior.log_density(drawn) - self._log_prob(drawn)
         centre, scale = self.warp
         return self._warped(centre + drawn @ scale.T) - self._log_prob(drawn)
+
+    def draw(self, rng_key: Key[Array, ""], num: int) -> Float64[np.ndarray, "num n"]:
+        """Draw from g."""
+        with jax.enable_x64(True):
+            drawn = np.asarray(self.distribution.sample(rng_key, (num,)), np.float64)
+        return drawn.reshape(num, -1)
 
     def _warped(self, vectors: Vectors) -> Float64[np.ndarray, "*batch"]:
         """Log density of the posterior averaged over its mirror image, times the scale."""

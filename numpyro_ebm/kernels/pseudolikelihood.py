@@ -10,12 +10,14 @@ from numpyro.distributions import Distribution, constraints
 
 from numpyro_ebm.base import EnergyDistribution
 from numpyro_ebm.normalizer import in_host_log_likelihood, warn_unnormalized
+from numpyro_ebm.random_key import require_key
 
 
 class Pseudolikelihood(Distribution):
     """An energy-based model whose ``log_prob`` is the log pseudolikelihood, in nats.
 
-    Draws are those of the model. ``ebm.pseudolikelihood`` puts it at the sites of a NumPyro model.
+    Draws are those of the model, exact where it has ``exact_sample``. ``ebm.pseudolikelihood``
+    puts it at the sites of a NumPyro model.
 
     Args:
         model: A discrete energy-based model.
@@ -37,7 +39,8 @@ class Pseudolikelihood(Distribution):
         self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "*shape"]:
         """Draw from the model."""
-        return self.model.sample(key, sample_shape)
+        draw = self.model.exact_sample if self.model.exact_sampler else self.model.sample
+        return draw(require_key(key), sample_shape)
 
     def log_prob(
         self, value: Num[ArrayLike, "*shape"], intermediates: Any = None

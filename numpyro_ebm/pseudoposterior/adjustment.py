@@ -105,9 +105,9 @@ def godambe_adjustment(
     posterior becomes normal, as a statement about the maximum pseudolikelihood estimate, which has
     more variance than the maximum likelihood estimate. It does not move the mode, and its matrix
     is that of one point. J is estimated from data simulated from the model itself at the mode, all
-    replicates of a plate together: exactly where ``sample`` of the distribution is exact, and else
-    by its long Gibbs chains (``num_sweeps`` sweeps). The gradient averages to zero over exact
-    draws, and a warning says where it does not.
+    replicates of a plate together: by ``exact_sample`` where the distribution has it, and else by
+    its long Gibbs chains (``num_sweeps`` sweeps). The gradient averages to zero over exact draws,
+    and a warning says where it does not.
 
     Args:
         rng_key: Random key.

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
-from numpyro.distributions import Delta, Distribution, MaskedDistribution
+from numpyro.distributions import Delta
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide
 
-from numpyro_ebm.base import EnergyDistribution, unwrap
+from numpyro_ebm.base import EnergyDistribution, mask_of, unwrap
 
 
 class Observation(NamedTuple):
@@ -93,7 +93,7 @@ def observe(
     event = len(distribution.event_shape)
     value = jnp.asarray(msg["value"])
     rows = value.reshape(-1, *value.shape[value.ndim - event :])
-    mask = jnp.broadcast_to(_mask(msg["fn"]), value.shape[: value.ndim - event])
+    mask = jnp.broadcast_to(mask_of(msg["fn"]), value.shape[: value.ndim - event])
     return Observation(distribution, rows, mask.reshape(-1))
 
 
@@ -145,17 +145,6 @@ def _check_guide(guide_trace: dict[str, Any]) -> None:
                 "put the model at. Use an automatic guide such as AutoDelta or AutoNormal, or "
                 "build the model from parameters with a function of your own."
             )
-
-
-def _mask(fn: Distribution) -> Any:
-    """The product of the masks around a distribution."""
-    mask: Any = True
-    inner: Any = fn
-    while hasattr(inner, "base_dist"):
-        if isinstance(inner, MaskedDistribution):
-            mask = jnp.logical_and(mask, inner._mask)
-        inner = inner.base_dist
-    return mask
 
 
 def num_nats(svi: SVI, state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
