@@ -3,6 +3,7 @@
 import itertools
 from functools import cache
 
+import ising_exact
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,9 @@ import numpyro.distributions as dist
 import pytest
 from evidence_models import FlipOne, calibration
 from numpyro import handlers
+from numpyro.infer import MCMC
 from numpyro.infer.util import log_density
+from scipy import stats
 from scipy.special import logsumexp
 
 import numpyro_ebm as ebm
@@ -19,7 +22,7 @@ from numpyro_ebm.base import unwrap
 from numpyro_ebm.evidence import EvidenceWarning, bridge, compare, exact, extended_bridge
 from numpyro_ebm.evidence.extended_bridge import _spread_doubts
 from numpyro_ebm.evidence.model import ModelTarget
-from numpyro_ebm.evidence.parameter_path import parameter_paths
+from numpyro_ebm.evidence.parameter_path import by_replicate, parameter_paths
 from numpyro_ebm.kernels import GibbsWithGradientsStep
 from numpyro_ebm.kernels.auxiliary import AuxiliaryChain
 from numpyro_ebm.kernels.intractable import Unnormalized
@@ -189,6 +192,38 @@ def test_error_bars_are_calibrated(name):
     assert abs(mean) < 4 / 30**0.5
 
 
+@pytest.mark.slow
+def test_a_large_lattice_by_coupling_from_the_past():
+    """Log Z of 16x16 spins by Kaufman's formula."""
+    size, loc, scale = 16, 0.25, 0.05
+
+    def model(spins):
+        coupling = numpyro.sample("coupling", dist.Normal(loc, scale))
+        numpyro.sample("s", ebm.Ising.lattice((size, size), coupling), obs=spins)
+
+    spins = ebm.perfect_sample(jax.random.key(0), ebm.Ising.lattice((size, size), 0.28)).value
+    bonds = int((spins * jnp.roll(spins, 1, 0) + spins * jnp.roll(spins, 1, 1)).sum())
+    grid = np.linspace(0.05, 0.45, 401)
+    log_cells = stats.norm.logpdf(grid, loc, scale) + grid * bonds + np.log(grid[1] - grid[0])
+    log_cells -= [ising_exact.log_z(size, size, coupling) for coupling in grid]
+    p = np.exp(log_cells - logsumexp(log_cells))
+    draws = {"coupling": np.random.default_rng(0).choice(grid, (2, 500), p=p)}
+    found = extended_bridge(jax.random.key(1), model, draws, model_args=(spins,))
+    assert found.ok
+    assert abs(found.log_evidence - logsumexp(log_cells)) < 4 * found.std_error
+
+
+@pytest.mark.slow
+def test_draws_of_an_exchange_chain():
+    _, rows, log_cells, options = case("4x4, 5 rows")
+    mcmc = MCMC(ebm.Exchange(lattice), num_warmup=300, num_samples=3000, progress_bar=False)
+    mcmc.run(jax.random.key(2), rows)
+    found = extended_bridge(jax.random.key(3), mcmc, num_temperatures=options["num_temperatures"])
+    assert found.ok
+    assert found.diagnostics["ess"] < 1500
+    assert abs(found.log_evidence - logsumexp(log_cells)) < 4 * found.std_error
+
+
 # ----- every kind of model and of plate -------------------------------------------------------
 
 
@@ -256,10 +291,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n != "members")) for n in SMALL],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_small_models(name):
     model, options = SMALL[name]
     truth, draws = on_grid(model)
@@ -268,6 +301,20 @@ def test_small_models(name):
     print(found, truth, (found.log_evidence - truth) / found.std_error)
     assert found.ok
     assert abs(found.log_evidence - truth) < 4 * found.std_error
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 1), (2, 3)])
+def test_replicates_come_first_and_members_keep_their_place(batch):
+    field = jnp.zeros((*batch, 1, 1))
+    value = np.arange(6).reshape(2, 3)[..., None, None] * np.ones((2, 2), int)
+    found = by_replicate(value, ebm.Ising.lattice((2, 2), 0.1, field))
+    assert found.shape[1:] == (*batch, 2, 2)
+    member = np.broadcast_to(np.arange(max(1, np.prod(batch))).reshape(batch), (2, 3))
+    for place in np.ndindex(found.shape[: 1 + len(batch)]):
+        row, column = np.divmod(int(found[place][0, 0]), 3)
+        here = int(np.ravel_multi_index(place[1:], batch)) if batch else 0
+        assert member[row, column] == here
+    assert sorted(found[..., 0, 0].ravel()) == list(range(6))  # each once
 
 
 @pytest.mark.slow
@@ -321,6 +368,7 @@ def test_bayes_factor_with_and_without_interaction():
 # ----- draws that are not exact, doubts and errors ----------------------------------------------
 
 
+@pytest.mark.slow
 def test_markov_chains_for_auxiliary_data_are_announced():
     model, _, log_cells, options = case("3x3, 5 rows")
     options = options | {"num_proposals": 200}
@@ -357,6 +405,13 @@ def deep():
     numpyro.sample("s", dbm, obs=np.ones(3, int))
 
 
+def many_hidden():
+    coupling = numpyro.sample("coupling", dist.Normal(0, 1))
+    pairs = coupling * (jnp.ones((15, 15)) - jnp.eye(15))
+    model = ebm.BoltzmannMachine(pairs, jnp.zeros(15), num_visible=4)
+    numpyro.sample("s", model, obs=np.ones(4, int))
+
+
 DRAWS = {"coupling": np.random.default_rng(0).normal(0, 0.1, (2, 50))}
 ERRORS = {
     "no draws": (two_sites, None, {}, TypeError, "expected `draws`"),
@@ -365,13 +420,15 @@ ERRORS = {
     "scaled": (scaled, DRAWS, {}, ValueError, "no `scale` on 'first'"),
     "warp": (two_sites, DRAWS, {"proposal": "warp3"}, ValueError, "mirror images"),
     "sweeps": (deep, DRAWS, {}, ValueError, "site 's'.*time reversal.*DBM.*`kernel`"),
+    "hidden": (many_hidden, DRAWS, {}, ValueError, "path.*site 's'.*11 hidden"),
     "temperatures": (two_sites, DRAWS, {"num_temperatures": 1}, ValueError, "at least 2"),
     "kernel": (two_sites, DRAWS, {"kernel": FlipOne()}, ValueError, "reversible `kernel`"),
 }
 
 
 @pytest.mark.parametrize(
-    ("model", "draws", "options", "error", "message"), ERRORS.values(), ids=ERRORS
+    ("model", "draws", "options", "error", "message"),
+    [pytest.param(*e, marks=[pytest.mark.slow] * (n == "hidden"), id=n) for n, e in ERRORS.items()],
 )
 def test_errors(model, draws, options, error, message):
     with pytest.raises(error, match=message):

@@ -146,6 +146,7 @@ def machine(rows):
         numpyro.sample("y", dist.Normal(coupling * x.sum(-1), 1.0), obs=0.1 * rows.sum(-1))
 
 
+@pytest.mark.slow
 def test_several_parameters_and_other_likelihoods():
     states = np.array(list(itertools.product([0, 1], repeat=5)))
     log_p = 0.4 * ((states.sum(1) ** 2 - states.sum(1)) / 2) - 1.0 * states.sum(1)

@@ -212,7 +212,8 @@ def parameter_paths(
         auxiliary: How values are drawn; ``None`` for the best way.
 
     Raises:
-        ValueError: There is no such site, one is scaled, or moves have no known time reversal.
+        ValueError: There is no such site, one is scaled or has no path, or moves have no known
+            time reversal.
     """
     flat = draws.reshape(-1, draws.shape[-1])
     centre = flat.mean(0)
@@ -224,7 +225,7 @@ def parameter_paths(
         model: Any = unwrap(site["fn"])
         _check_scale(caller, name, site)
         _check_moves(caller, kernel, model, name)
-        paths[name] = model.default_path(jax.random.fold_in(rng_key, number))
+        paths[name] = _path_of(caller, jax.random.fold_in(rng_key, number), name, model)
         counts[name] = _counts(site)
     pilots = flat[:: max(1, len(flat) // _NUM_PILOTS)][:_NUM_PILOTS]
     obstacle = partial(_obstacle, target, pilots)
@@ -234,6 +235,20 @@ def parameter_paths(
         ways = [(n, longer if isinstance(w, AuxiliaryChain) else w) for n, w in sampler.methods]
         sampler = replace(sampler, methods=tuple(ways))
     return ParameterPaths(target, paths, counts, sampler, kernel, betas, num_sweeps, centre)
+
+
+def _path_of(caller: str, rng_key: Key[Array, ""], name: str, model: EnergyDistribution) -> Path:
+    """The default path to a model, which must be able to start from values drawn from it."""
+    try:
+        path = model.default_path(rng_key)
+        value = jnp.zeros(model.batch_shape + model.event_shape, jnp.int32)
+        jax.eval_shape(lambda value: path.at(1.0).chain_at(value), value)
+    except ValueError as error:
+        raise ValueError(
+            f"{caller}: expected a path between a tractable base and site '{name}' that can be run "
+            f"down from values of {type(model).__name__}; {error}"
+        ) from error
+    return path
 
 
 def _intractable(caller: str, program: Callable[[], Any]) -> list[str]:

@@ -53,8 +53,10 @@ def pseudolikelihood(model: Callable[..., Any]) -> Callable[..., Any]:
     in nats for each observation in place of its log density; every other site, plates,
     subsampling, ``scale`` and masks stay as they are. Its posterior is a pseudo-posterior:
     an approximation that needs no log Z, is differentiable (``NUTS``, ``SVI``), and centres on the
-    true parameters as observations grow. Its spread is not calibrated: neighbours are counted as
-    if independent, so that it is usually too narrow where units depend on each other strongly.
+    true parameters as observations grow. Its spread is not calibrated: the units are counted as if
+    each were a fresh observation, so that it is usually narrower than the error of its centre (by
+    a factor of :math:`\sqrt 2` for weak couplings, as every pair counts twice). Near a critical
+    point it can still be wider than the posterior itself, as it uses the data less well.
     :func:`godambe_adjustment` corrects it to first order; :class:`Exchange` samples the posterior
     itself.
 
