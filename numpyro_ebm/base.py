@@ -67,7 +67,7 @@ class EnergyDistribution(Trainable, Distribution):
         event_shape: Shape of one value.
         normalizer: What ``log_prob`` knows of :math:`\log Z`. ``"guard"`` (default) leaves it out
             and raises :class:`NormalizerError` when ``log_prob`` is differentiated with respect
-            to a parameter; ``"exact"`` enumerates the states; an array is :math:`\log Z` at these
+            to a parameter; ``"exact"`` sums the states; an array is :math:`\log Z` at these
             very parameters (the guard stays on); ``"ignore"`` leaves it out on purpose.
         validate_args: Whether parameters and values are checked, as in NumPyro.
 
@@ -432,15 +432,18 @@ class EnergyDistribution(Trainable, Distribution):
         Raises:
             NormalizerError: The model cannot be drawn exactly, or not in this way.
         """
-        ways, method = tuple(self.exact_terms), self.exact_sampler if method is None else method
-        if method not in ways:
-            asked = "" if method is None else f" by {method!r}"
-            known = f"only by {' or '.join(map(repr, ways))}" if ways else "in no way"
+        ways, name = tuple(self.exact_terms), type(self).__name__
+        if not ways:
             raise NormalizerError(
-                f"{type(self).__name__}: exact draws{asked} need sums of more than {MAX_TERMS} "
-                f"terms, or none are known; it can be drawn exactly {known}. Run chains instead, "
-                "as `sample` does."
+                f"{name}: no exact draws, which sum at most {MAX_TERMS} terms: there are more, or "
+                "no such sum is known. Run chains instead, as `sample` does, or couple them from "
+                "the past: ebm.perfect_sample."
             )
+        if method not in (None, *ways):
+            raise NormalizerError(
+                f"{name}: expected `method` to be None or one of {ways}; got {method!r}."
+            )
+        method = ways[0] if method is None else method
         return widen(self._draw_exactly(require_key(rng_key), tuple(sample_shape), method))
 
     def _draw_exactly(

@@ -15,7 +15,7 @@ from numpyro_ebm import BoltzmannMachine, Ising, Potts, couplings
 from numpyro_ebm.kernels import CouplingFromThePast, ExactDraws
 
 COUPLING = "coupling_from_the_past"
-NUM_DRAWS = 4000
+NUM_DRAWS = 2500
 GAUGE = np.array([1, -1, -1, 1, -1, 1, 1])
 
 
@@ -32,13 +32,13 @@ HUB = couplings.Edges(HUB_EDGES, np.array([1 / 64, 0.375, 1.25, 0.375, 1.25]))
 HUB_FIELD = np.array([-0.125, 0.75, -0.625, -1.75, -1.0])
 """A model on which coupling from the past with known faults is far off."""
 MODELS = {
-    "periodic": lambda: Ising.lattice((4, 4), 0.375, 0.03125),
-    "free, fields": lambda: Ising.lattice((4, 4), 0.5, FIELD, periodic=False),
-    "antiferromagnet": lambda: Ising.lattice((4, 4), -0.5, FIELD),
+    "periodic": lambda: Ising.lattice((4, 4), 0.3125, 0.03125),
+    "free, fields": lambda: Ising.lattice((4, 4), 0.375, FIELD, periodic=False),
+    "antiferromagnet": lambda: Ising.lattice((4, 4), -0.3125, FIELD),
     "dense": lambda: BoltzmannMachine(unfrustrated(0), field_of(51, 7)),
     "hidden": lambda: BoltzmannMachine(2 * unfrustrated(1), field_of(52, 7), num_visible=4),
     "sequential": lambda: Ising(HUB, HUB_FIELD, scan="sequential"),
-    "random": lambda: Ising(unfrustrated(2, 6), field_of(53, 6), scan="random"),
+    "random": lambda: Ising(HUB, HUB_FIELD, scan="random"),
 }
 
 
@@ -54,9 +54,12 @@ def answers(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_coupling_from_the_past_agrees_with_enumeration(name):
+    """Draws each from its own past; faults hide where draws wait for the slowest of many."""
     model, exact = answers(name)
-    draws = ebm.perfect_sample(random.key(1), model, (NUM_DRAWS,), method=COUPLING)
-    assert draws.num_sweeps >= 2
+    draw = jax.jit(jax.vmap(lambda key: CouplingFromThePast().draw(key, model, ())))
+    draws = draw(random.split(random.key(1), NUM_DRAWS))
+    assert jnp.all(draws.complete)
+    assert len(jnp.unique(draws.num_sweeps)) > 2
     assert draws.value.shape == (NUM_DRAWS, *model.event_shape)
     assert fit_score(exact, draws.value) < 4
 
@@ -159,7 +162,7 @@ def test_sweeps_keep_the_order(name):
 
     top, bottom = join(top), join(bottom)
     rng = np.random.default_rng(0)
-    upper = rng.random((2, 500, top.size)) < 0.5
+    upper = rng.random((2, 200, top.size)) < 0.5
     low, high = (jnp.where(x, top, bottom) for x in (upper[0] & upper[1], upper[0] | upper[1]))
     for seed in range(3):
         low, high = step(seed, low), step(seed, high)
@@ -213,8 +216,8 @@ def test_the_budget_does_not_change_the_draw():
 def test_draws_of_a_batch():
     fields = jnp.array([-0.5, 0.0, 0.5]).reshape(3, 1, 1)
     model = Ising.lattice((3, 3), 0.25, fields)
-    draws = ebm.perfect_sample(random.key(0), model, (3000,), method=COUPLING).value
-    assert draws.shape == (3000, 3, 3, 3)
+    draws = ebm.perfect_sample(random.key(0), model, (1000,), method=COUPLING).value
+    assert draws.shape == (1000, 3, 3, 3)
     for k, field in enumerate([-0.5, 0.0, 0.5]):
         exact = Brute("spin", (3, 3), lattice_bonds((3, 3), 0.25), np.full(9, field))
         assert fit_score(exact, draws[:, k]) < 4

@@ -170,6 +170,16 @@ def test_draws_of_a_batch():
         assert fit_score(exact, draws[:, :, k].reshape(-1, 12)) < 4
 
 
+def test_draws_under_jit_and_vmap():
+    def draw(key, coupling):
+        return Ising.lattice((4, 4), coupling, 0.1).exact_sample(key, (3,))
+
+    keys, values = random.split(random.key(0), 2), jnp.array([0.1, 0.4])
+    batched = jax.jit(jax.vmap(draw))(keys, values)
+    assert batched.shape == (2, 3, 4, 4)
+    assert jnp.array_equal(batched[1], draw(keys[1], values[1]))
+
+
 # ----- where it is used --------------------------------------------------------------------
 
 

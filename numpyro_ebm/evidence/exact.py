@@ -36,8 +36,9 @@ def exact(
 
     Args:
         target: An energy-based distribution that can sum its states: an RBM whose smaller layer
-            has at most 2^20 states, or whose layers are both Gaussian. Or a NumPyro model, or a
-            finished ``MCMC`` (for its model and arguments).
+            has at most 2^20 states, or whose layers are both Gaussian; a pairwise model with as
+            many joint states, or a lattice with at most 2^12 across one of its axes. Or a NumPyro
+            model, or a finished ``MCMC`` (for its model and arguments).
         model_args: Arguments of a model.
         model_kwargs: Likewise.
 

@@ -16,6 +16,7 @@ from numpyro_ebm.base import Chain, EnergyDistribution, widen
 from numpyro_ebm.random_key import require_key
 
 COUPLING = "coupling_from_the_past"
+_MOST_SWEEPS = 2**30
 METHODS = ("enumeration", "transfer_matrix", COUPLING)
 
 
@@ -87,13 +88,13 @@ class CouplingFromThePast:
 
     def __post_init__(self) -> None:
         try:
-            positive = operator.index(self.max_sweeps) > 0
+            fits = 0 < operator.index(self.max_sweeps) <= _MOST_SWEEPS
         except TypeError:
-            positive = False
-        if not positive:
+            fits = False
+        if not fits:
             raise ValueError(
-                "CouplingFromThePast: expected `max_sweeps` to be a positive integer; got "
-                f"{self.max_sweeps!r}."
+                "CouplingFromThePast: expected `max_sweeps` to be a positive integer up to "
+                f"{_MOST_SWEEPS}; got {self.max_sweeps!r}."
             )
 
     def draw(
