@@ -438,3 +438,9 @@ def test_errors(model, draws, options, error, message):
 def test_bridge_names_it():
     with pytest.raises(ebm.NormalizerError, match="ebm.evidence.extended_bridge"):
         bridge(jax.random.key(0), two_sites, DRAWS)
+
+
+def test_a_pseudolikelihood_has_no_evidence():
+    for estimator in (bridge, extended_bridge):
+        with pytest.raises(ebm.NormalizerError, match="'first' has a pseudolikelihood"):
+            estimator(jax.random.key(0), ebm.pseudolikelihood(two_sites), DRAWS)

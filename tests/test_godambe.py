@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import numpyro_ebm as ebm
@@ -188,6 +189,45 @@ def test_flat_prior_gives_the_sandwich():
     np.testing.assert_allclose(product, product.T)  # symmetric in the metric H
 
 
+def fully_visible(rows, normalizer="guard"):
+    """All 15 parameters of a Boltzmann machine of 5 units."""
+    pairs = numpyro.sample("pairs", dist.Normal(0, 0.5).expand([10]).to_event(1))
+    bias = numpyro.sample("bias", dist.Normal(0, 0.5).expand([5]).to_event(1))
+    upper = jnp.zeros((5, 5)).at[np.triu_indices(5, 1)].set(pairs)
+    with numpyro.plate("rows", len(rows)):
+        machine = ebm.BoltzmannMachine(upper + upper.T, bias, normalizer=normalizer)
+        numpyro.sample("x", machine, obs=rows)
+
+
+@pytest.mark.slow
+def test_spread_of_every_parameter_of_a_machine():
+    upper = np.triu(np.random.default_rng(0).normal(size=(5, 5), scale=0.4), 1)
+    machine = ebm.BoltzmannMachine(upper + upper.T, jnp.array([0.3, -0.2, 0.0, 0.5, -0.4]))
+    rows = np.asarray(machine.exact_sample(jax.random.key(0), (200,)))
+
+    def run(program, *args):
+        mcmc = MCMC(NUTS(program), num_warmup=300, num_samples=2000, progress_bar=False)
+        mcmc.run(jax.random.key(1), rows, *args)
+        return mcmc
+
+    exact, pseudo = run(fully_visible, "exact"), run(ebm.pseudolikelihood(fully_visible))
+    found = ebm.godambe_adjustment(jax.random.key(2), pseudo, num_simulations=1000)
+    assert found.ok
+
+    def log_spreads(draws):
+        return np.log(np.concatenate([np.asarray(draws[s]).std((0, 1)) for s in ("pairs", "bias")]))
+
+    truth = log_spreads(exact.get_samples(group_by_chain=True))
+    before = log_spreads(pseudo.get_samples(group_by_chain=True)) - truth
+    after = log_spreads(found.draws) - truth
+    print("sd over that of the posterior", np.exp(before).round(2), np.exp(after).round(2))
+    error = np.sqrt(2 / (2 * 1000) + 1 / (2 * 1000))  # of chains of ESS 1000 or more, and of J
+    assert np.all(before < 0)
+    assert before.mean() < -0.15
+    assert np.all(np.abs(after) < 4 * error)
+    assert abs(after.mean()) < -before.mean() / 3
+
+
 # ----- calibration ----------------------------------------------------------------------------
 
 
@@ -248,7 +288,9 @@ def test_a_mode_that_is_not_there_is_noticed():
         numpyro.factor("tilt", 30.0 * coupling)
         numpyro.sample("s", ebm.Ising.lattice(SHAPE, coupling), obs=rows)
 
-    target = ModelTarget("t", ebm.pseudolikelihood(tilted), (np.ones(SHAPE, int),))
+    target = ModelTarget(
+        "t", ebm.pseudolikelihood(tilted), (np.ones(SHAPE, int),), needs_likelihood=False
+    )
     assert "mode" in find_mode(target, np.array([[0.5]])).doubts()[0]
 
 

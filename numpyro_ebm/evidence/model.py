@@ -58,6 +58,7 @@ class ModelTarget:
         model_args: Its positional arguments.
         model_kwargs: Its keyword arguments.
         needs_prior: Whether the prior must be proper and can be drawn from.
+        needs_likelihood: Whether a pseudolikelihood is refused.
 
     Raises:
         ValueError: The model has no latent sites, subsampled plates, discrete latent sites that
@@ -79,12 +80,15 @@ class ModelTarget:
         model_kwargs: Mapping[str, Any] | None = None,
         *,
         needs_prior: bool = False,
+        needs_likelihood: bool = True,
     ) -> None:
         self.caller, self.model = caller, model
         self.args, self.kwargs = tuple(model_args), dict(model_kwargs or {})
         self._compiled: dict[Any, Callable[..., Any]] = {}
         prototype = self.prototype()
-        self.sites = check_model(caller, prototype, needs_prior=needs_prior)
+        self.sites = check_model(
+            caller, prototype, needs_prior=needs_prior, needs_likelihood=needs_likelihood
+        )
         self.shapes = {name: unconstrained_shape(prototype[name]) for name in self.sites}
         self.event_shape = (sum(int(np.prod(s)) for s in self.shapes.values()),)
         self.data_hash = hash_of_data(prototype)

@@ -17,11 +17,16 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebm.base import unwrap
 from numpyro_ebm.evidence.enumeration import marked_sites
+from numpyro_ebm.kernels.pseudolikelihood import has_pseudolikelihood
 from numpyro_ebm.normalizer import NormalizerError
 
 
 def check_model(
-    caller: str, model_trace: OrderedDict[str, Any], *, needs_prior: bool
+    caller: str,
+    model_trace: OrderedDict[str, Any],
+    *,
+    needs_prior: bool,
+    needs_likelihood: bool = True,
 ) -> tuple[str, ...]:
     """Return the latent sites of a model that are not summed out.
 
@@ -29,14 +34,17 @@ def check_model(
         caller: The function that asks.
         model_trace: A trace of the model.
         needs_prior: Whether the prior must be proper and can be drawn from.
+        needs_likelihood: Whether a pseudolikelihood is refused.
 
     Raises:
         ValueError: The model has no latent sites, subsampled plates, discrete latent sites that
             are not marked for enumeration, or an improper or altered prior where a proper one is
             needed.
-        NormalizerError: Log Z of an energy-based site is unknown.
+        NormalizerError: Log Z of an energy-based site is unknown, or a pseudolikelihood stands for
+            its likelihood.
     """
-    latent, marked = check_sites(caller, model_trace), marked_sites(model_trace)
+    latent = check_sites(caller, model_trace, needs_likelihood=needs_likelihood)
+    marked = marked_sites(model_trace)
     sites = tuple(name for name in latent if name not in marked)
     discrete = [name for name in sites if model_trace[name]["fn"].support.is_discrete]
     if discrete:
@@ -63,12 +71,15 @@ def check_model(
     return sites
 
 
-def check_sites(caller: str, model_trace: OrderedDict[str, Any]) -> tuple[str, ...]:
+def check_sites(
+    caller: str, model_trace: OrderedDict[str, Any], *, needs_likelihood: bool = True
+) -> tuple[str, ...]:
     """Return the latent sites of a model, of any kind.
 
     Raises:
         ValueError: The model has subsampled plates.
-        NormalizerError: Log Z of an energy-based site is unknown.
+        NormalizerError: Log Z of an energy-based site is unknown, or a pseudolikelihood stands for
+            its likelihood.
     """
     subsampled = subsample_plate_sizes(model_trace)
     if subsampled:
@@ -79,6 +90,12 @@ def check_sites(caller: str, model_trace: OrderedDict[str, Any]) -> tuple[str, .
     for name, site in model_trace.items():
         if site["type"] == "sample":
             _check_normalizer(caller, name, site)
+            if needs_likelihood and has_pseudolikelihood(site):
+                raise NormalizerError(
+                    f"{caller}: expected a likelihood at every observed site; '{name}' has a "
+                    "pseudolikelihood, which does not integrate to one over data. Use "
+                    "ebm.evidence.extended_bridge with the model itself."
+                )
     return latent_sample_sites(model_trace)
 
 

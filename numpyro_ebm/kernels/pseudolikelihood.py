@@ -52,3 +52,11 @@ class Pseudolikelihood(Distribution):
             warn_unnormalized(type(self.model).__name__)
             return jnp.full_like(log_prob, jnp.nan)
         return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
+
+
+def has_pseudolikelihood(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace counts by its pseudolikelihood."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Pseudolikelihood)

@@ -18,8 +18,8 @@ from numpyro_ebm.convert import to_datatree
 from numpyro_ebm.evidence.model import ModelTarget
 from numpyro_ebm.evidence.settings import at_least, split_key
 from numpyro_ebm.evidence.target import describe, unpack_mcmc
+from numpyro_ebm.kernels.pseudolikelihood import has_pseudolikelihood
 from numpyro_ebm.pseudoposterior.mode import find_mode
-from numpyro_ebm.pseudoposterior.model import has_pseudolikelihood
 from numpyro_ebm.pseudoposterior.sandwich import adjusting_matrix, normality_doubts, score_doubts
 from numpyro_ebm.pseudoposterior.simulation import simulated_scores
 
@@ -211,7 +211,7 @@ def _read(
             f"{_CALLER}: expected `draws` from the pseudo-posterior as a dict of arrays by site, "
             f"or a finished MCMC as `target`; got {type(draws).__name__}."
         )
-    model = ModelTarget(_CALLER, target, model_args, model_kwargs)
+    model = ModelTarget(_CALLER, target, model_args, model_kwargs, needs_likelihood=False)
     if model.enumeration is not None:
         raise ValueError(f"{_CALLER}: expected no discrete latent sites, even if marked.")
     sites = {

@@ -93,14 +93,6 @@ def pseudolikelihood(model: Callable[..., Any]) -> Callable[..., Any]:
     return _PseudolikelihoodModel(model)
 
 
-def has_pseudolikelihood(site: dict[str, Any]) -> bool:
-    """Whether a site of a trace counts by its pseudolikelihood."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Pseudolikelihood)
-
-
 def _check_discrete(name: str, model: EnergyDistribution) -> None:
     if model.unit_states is None:
         raise ValueError(
