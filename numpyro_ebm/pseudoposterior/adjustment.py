@@ -103,11 +103,12 @@ def godambe_adjustment(
 
     The adjustment is approximate: it is calibrated to first order, as observations grow and the
     posterior becomes normal, as a statement about the maximum pseudolikelihood estimate, which has
-    more variance than the maximum likelihood estimate. It does not move the mode, and its matrix
-    is that of one point. J is estimated from data simulated from the model itself at the mode, all
-    replicates of a plate together: by ``exact_sample`` where the distribution has it, and else by
-    its long Gibbs chains (``num_sweeps`` sweeps). The gradient averages to zero over exact draws,
-    and a warning says where it does not.
+    more variance than the maximum likelihood estimate. It does not move the mode, which leans too
+    far to the data where the prior is informative, and its matrix is that of one point. J is
+    estimated from data simulated from the model itself at the mode, all replicates of a plate
+    together: by ``exact_sample`` where the distribution has it, and else by its long Gibbs chains
+    (``num_sweeps`` sweeps). The gradient averages to zero over exact draws, and a warning says
+    where it does not.
 
     Args:
         rng_key: Random key.

@@ -53,10 +53,11 @@ def pseudolikelihood(model: Callable[..., Any]) -> Callable[..., Any]:
     in nats for each observation in place of its log density; every other site, plates,
     subsampling, ``scale`` and masks stay as they are. Its posterior is a pseudo-posterior:
     an approximation that needs no log Z, is differentiable (``NUTS``, ``SVI``), and centres on the
-    true parameters as observations grow. Its spread is not calibrated: the units are counted as if
-    each were a fresh observation, so that it is usually narrower than the error of its centre (by
-    a factor of :math:`\sqrt 2` for weak couplings, as every pair counts twice). Near a critical
-    point it can still be wider than the posterior itself, as it uses the data less well.
+    true parameters as observations grow. Its spread is not calibrated, as the units are counted as
+    if each were a fresh observation: for couplings it is usually narrower than the error of its
+    centre (by :math:`\sqrt 2` where they are weak, as every pair counts twice), for the field of
+    units that attract each other it is wider. Near a critical point it can be wider than the
+    posterior itself too, because it uses the data less well.
     :func:`godambe_adjustment` corrects it to first order; :class:`Exchange` samples the posterior
     itself.
 
