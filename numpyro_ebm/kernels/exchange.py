@@ -82,7 +82,7 @@ class ExchangeStep:
     """
 
     proposal: str = "random_walk"
-    step_size: float = 1.0
+    step_size: float | None = None
     num_bridges: int = 0
     num_score_draws: int = 4
     target_accept_prob: float | None = 0.35
@@ -247,7 +247,7 @@ class Exchange(IntractableKernel):
             kernel)``.
         proposal: ``"random_walk"`` or ``"langevin"``.
         step_size: Standard deviation of proposals in units of that of the posterior; where
-            adaptation starts.
+            adaptation starts, by default at 2.38 over the root of their number.
         num_bridges: K, models between the two parameters.
         num_score_draws: m, for Langevin proposals.
         adapt_step_size: Whether the step size adapts in the warm-up.
@@ -290,7 +290,7 @@ class Exchange(IntractableKernel):
         *,
         auxiliary: Method = None,
         proposal: str = "random_walk",
-        step_size: float = 1.0,
+        step_size: float | None = None,
         num_bridges: int = 0,
         num_score_draws: int = 4,
         adapt_step_size: bool = True,
@@ -303,12 +303,13 @@ class Exchange(IntractableKernel):
                 f"Exchange: expected `proposal` to be one of {PROPOSALS}; got {proposal!r}."
             )
         goal = check_goal("Exchange", target_accept_prob, _GOALS[proposal])
-        check_positive("Exchange", "step_size", step_size)
+        if step_size is not None:
+            check_positive("Exchange", "step_size", step_size)
         check_count("Exchange", "num_bridges", num_bridges, 0)
         check_count("Exchange", "num_score_draws", num_score_draws, 1)
         kernel = ExchangeStep(
             proposal,
-            float(step_size),
+            step_size,
             num_bridges,
             num_score_draws,
             goal if adapt_step_size else None,

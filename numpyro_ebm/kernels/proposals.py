@@ -50,15 +50,16 @@ class Move(NamedTuple):
 class Tuning:
     r"""Scale and covariance of proposals, learnt from the chain in the warm-up.
 
-    .. math:: \log s \leftarrow \log s + \gamma_t (a_t - a^*), \qquad
-        \Sigma \leftarrow \Sigma + \gamma_t \big((u - \mu)(u - \mu)^T - \Sigma\big), \qquad
-        \gamma_t = (t + 10)^{-0.6}
+    .. math:: \log s \leftarrow \log s + (t + 10)^{-0.6} (a_t - a^*), \qquad
+        \Sigma \leftarrow \Sigma + \frac{(u - \mu)(u - \mu)^T - \Sigma}{t + n_0}
 
-    Steps grow slowly: data at parameters far from the posterior can be very slow to draw.
+    The first guess of the covariance counts as :math:`n_0 = 50 + 5 n` draws, so that it stays
+    positive definite. Steps grow slowly: data at parameters far from the posterior can be very
+    slow to draw.
 
     Attributes:
-        step_size: Standard deviation of proposals in units of that of the posterior; where
-            adaptation starts.
+        step_size: Standard deviation s of proposals in units of that of the posterior; where
+            adaptation starts, by default at :math:`2.38 / \sqrt n`.
         target_accept_prob: Acceptance probability a* that it adapts to; ``None`` not to adapt.
         dense_mass: Whether the covariance is dense.
         num_warmup: Number of first steps that adapt.
@@ -68,7 +69,7 @@ class Tuning:
         algorithm 4.
     """
 
-    step_size: float
+    step_size: float | None
     target_accept_prob: float | None
     dense_mass: bool
     num_warmup: int
@@ -80,20 +81,28 @@ class Tuning:
         covariance = jnp.eye(size, dtype=dtype) if mode is None else mode.covariance
         if not self.dense_mass:
             covariance = jnp.diag(jnp.diag(covariance))
-        step_size = jnp.asarray(self.step_size, dtype)
+        step_size = 2.38 / size**0.5 if self.step_size is None else self.step_size
+        step_size = jnp.asarray(step_size, dtype)
         return TuningState(jnp.zeros((), jnp.int32), step_size, mean, covariance)
 
     def update(self, state: TuningState, value: Vector, accept_prob: Array) -> TuningState:
         """Learn from one step; nothing changes after ``num_warmup`` of them."""
         learning = state.count < self.num_warmup
         rate = jnp.where(learning, (state.count + 10.0) ** -0.6, 0).astype(value.dtype)
+        weight = jnp.where(learning, 1 / (state.count + 50.0 + 5 * len(value)), 0)
         step_size = state.step_size
         if self.target_accept_prob is not None:
             step_size = step_size * jnp.exp(rate * (accept_prob - self.target_accept_prob))
         away = value - state.mean
         square = jnp.outer(away, away) if self.dense_mass else jnp.diag(away**2)
-        covariance = state.covariance + rate * (square - state.covariance)
-        return TuningState(state.count + 1, step_size, state.mean + rate * away, covariance)
+        covariance = state.covariance + weight * (square - state.covariance)
+        mean = state.mean + weight * away
+        return TuningState(
+            state.count + 1,
+            step_size,
+            mean.astype(value.dtype),
+            covariance.astype(value.dtype),
+        )
 
     def scale(self, state: TuningState) -> Float[Array, "n n"]:
         """Matrix S of a proposal u + S xi with standard normal xi."""

@@ -63,7 +63,7 @@ class PseudoMarginalStep:
 
     num_particles: int = 5
     num_bridges: int = 5
-    step_size: float = 1.0
+    step_size: float | None = None
     target_accept_prob: float | None = 0.25
     dense_mass: bool = True
     bridge_kernel: Kernel | None = None
@@ -211,7 +211,7 @@ class PseudoMarginal(IntractableKernel):
         reference: Values of all latent sites, :math:`\hat\theta`; by default the mode of the
             pseudo-posterior, which exists for discrete units.
         step_size: Standard deviation of proposals in units of that of the posterior; where
-            adaptation starts.
+            adaptation starts, by default at 2.38 over the root of their number.
         adapt_step_size: Whether it adapts in the warm-up.
         dense_mass: Whether the covariance of the proposals is dense rather than diagonal.
         target_accept_prob: Acceptance probability to reach.
@@ -254,7 +254,7 @@ class PseudoMarginal(IntractableKernel):
         num_bridges: int = 5,
         auxiliary: Method = None,
         reference: Mapping[str, ArrayLike] | None = None,
-        step_size: float = 1.0,
+        step_size: float | None = None,
         adapt_step_size: bool = True,
         dense_mass: bool = True,
         target_accept_prob: float | None = None,
@@ -263,12 +263,13 @@ class PseudoMarginal(IntractableKernel):
         owner = type(self).__name__
         check_count(owner, "num_particles", num_particles, 1)
         check_count(owner, "num_bridges", num_bridges, 0)
-        check_positive(owner, "step_size", step_size)
+        if step_size is not None:
+            check_positive(owner, "step_size", step_size)
         goal = check_goal(owner, target_accept_prob, 0.25)
         kernel = PseudoMarginalStep(
             num_particles,
             num_bridges,
-            float(step_size),
+            step_size,
             goal if adapt_step_size else None,
             dense_mass,
             check_bridge_kernel(owner, bridge_kernel),
