@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from numpyro_ebm.protocols import Kernel
 
 DEFAULT_SWEEPS = 100
 """Sweeps of an auxiliary chain that nobody chose."""
+_FEW_TERMS = 2**16
+"""Sums of so many terms cost less than coupling from the past; longer ones may not."""
 Sites = Mapping[str, dict[str, Any]]
 
 
@@ -190,17 +193,19 @@ def choose(
 def _choose(owner: str, name: str, auxiliary: Any, model: Any, obstacle: Any) -> Any:
     if isinstance(auxiliary, AuxiliaryChain):
         return auxiliary
-    if isinstance(auxiliary, ExactDraws) or (auxiliary is None and model.exact_sampler):
-        if model.exact_sampler is None:
-            raise ValueError(
-                f"{owner}: expected few enough states at '{name}' to draw exactly; "
-                f"{type(model).__name__} of shape {model.event_shape} has too many. Use "
-                "auxiliary=CouplingFromThePast() or AuxiliaryChain(num_steps)."
-            )
+    if isinstance(auxiliary, ExactDraws) and model.exact_sampler is None:
+        raise ValueError(
+            f"{owner}: expected few enough states at '{name}' to draw exactly; "
+            f"{type(model).__name__} of shape {model.event_shape} has too many. Use "
+            "auxiliary=CouplingFromThePast() or AuxiliaryChain(num_steps)."
+        )
+    fewest = min(model.exact_terms.values(), default=math.inf)
+    if isinstance(auxiliary, ExactDraws) or (auxiliary is None and fewest <= _FEW_TERMS):
         return auxiliary or ExactDraws()
     reason = obstacle(name)
     if auxiliary is None:
-        return AuxiliaryChain() if reason else CouplingFromThePast()
+        slow = AuxiliaryChain() if model.exact_sampler is None else ExactDraws()
+        return slow if reason else CouplingFromThePast()
     if reason:
         raise ValueError(
             f"{owner}: coupling from the past cannot draw site '{name}' exactly: {reason} Use "

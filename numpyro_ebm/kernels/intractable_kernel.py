@@ -152,8 +152,9 @@ class IntractableKernel(DensityKernel):
         models = [unwrap(site["fn"]) for site in target.sites(flat).values()]
         if not all(model is not None and _is_discrete(model) for model in models):
             return None
+        find = jax.jit(partial(find_mode, target.pseudo_energy))
         with jax.ensure_compile_time_eval():
-            mode = find_mode(target.pseudo_energy, jnp.zeros(flat.shape, flat.dtype))
+            mode = find(jnp.zeros(flat.shape, flat.dtype))
         if not any(not not_jax_tracer(leaf) for leaf in jax.tree.leaves(mode)):
             self._mode = mode
         return mode
