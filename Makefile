@@ -5,9 +5,9 @@ VENV ?= .venv
 JOBS ?= 2
 
 BIN := $(VENV)/bin
-# Two minutes and more each: they run with the slow tests.
+# A minute and more each: they run with the slow tests.
 SLOW_NOTEBOOKS := $(addprefix notebooks/,$(addsuffix .ipynb, \
-	autoregressive evidence restricted_boltzmann_machine training))
+	autoregressive deep_belief_networks evidence restricted_boltzmann_machine temporal training))
 NOTEBOOKS := $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/*.ipynb))
 BENCHMARKS := $(wildcard benchmarks/*.py)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -36,7 +36,15 @@ EXACT = {
 """Every kernel that leaves the posterior invariant."""
 
 
-@pytest.mark.parametrize("name", EXACT)
+SLOW = ("single_auxiliary_variable", "pseudo_marginal", "normal", "uniform")
+
+
+def cases(names):
+    """Some of them are left to the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
+@pytest.mark.parametrize("name", cases(EXACT))
 def test_exact_kernels_sample_the_posterior(name):
     s = lattice_data((3, 4), 0.2, 0.15)
     mcmc = sample(EXACT[name](lattice_model), s, NORMAL, FIELD)
@@ -51,7 +59,7 @@ PRIORS = {
 }
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", cases(PRIORS))
 def test_6x6_lattice(name):
     prior, field_prior = PRIORS[name]
     s = lattice_data((6, 6), 0.2, 0.1, seed=3)
@@ -66,7 +74,8 @@ def test_frustrated_machine_of_eight_units():
     assert_posterior_moments(mcmc, ["coupling", "bias"], machine_grid(x))
 
 
-@pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [16, 32])
 def test_large_lattices_by_coupling_from_the_past(side):
     s, prior = lattice_data((side, side), 0.3, seed=side), dist.Uniform(0, 0.42)
     mcmc = sample(ebm.Exchange(lattice_model), s, prior, num_samples=500, num_warmup=100)
@@ -74,6 +83,7 @@ def test_large_lattices_by_coupling_from_the_past(side):
     assert_posterior_moments(mcmc, ["coupling"], kaufman_grid(s, prior))
 
 
+@pytest.mark.slow
 def test_all_parameters_of_a_machine():
     """Fifteen latent parameters: every marginal mean and standard deviation as NUTS finds it."""
     rows, columns = np.triu_indices(5, 1)
@@ -111,6 +121,7 @@ def test_all_parameters_of_a_machine():
     assert np.all(np.abs(two_sample_z(*moments)) < 4)
 
 
+@pytest.mark.slow
 def test_bias_of_double_metropolis_hastings_falls_with_the_length():
     s = lattice_data((6, 6), 0.35, seed=1)
     grid = lattice_grid(s, NORMAL)

@@ -48,7 +48,9 @@ def test_ranks_are_uniform(kernel):
     assert stats.chisquare(counts).pvalue > 2 * stats.norm.sf(4)
 
 
-@pytest.mark.parametrize("kernel", [ebm.NoisyMALA, ebm.NoisyHMC])
+@pytest.mark.parametrize(
+    "kernel", [pytest.param(ebm.NoisyMALA, marks=pytest.mark.slow), ebm.NoisyHMC]
+)
 def test_noisy_kernels_are_near_the_posterior(kernel):
     """Approximate: with many draws their error is below the noise of a run of this length."""
     s, prior = lattice_data((3, 4), 0.2), dist.Normal(0, 0.3)

@@ -94,6 +94,7 @@ def test_models(name):
     assert_posterior_moments(mcmc, sites, exact_grid(model, sites, *args))
 
 
+@pytest.mark.slow
 def test_pseudo_marginal_of_replicates():
     model, sites, args = CASES["masked_replicates"]
     mcmc = sample(ebm.PseudoMarginal(model, num_particles=3, num_bridges=2), *args)
@@ -113,7 +114,7 @@ def hierarchy(s, normalizer="guard"):
         numpyro.sample("s", ising, obs=s)
 
 
-@pytest.mark.parametrize("jointly", [True, False])
+@pytest.mark.parametrize("jointly", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_hierarchy(jointly):
     s = jnp.stack([_spins(3, 2, 3), jnp.ones((2, 3), int), _spins(4, 2, 3)])
     kernel = ebm.Exchange(hierarchy)
