@@ -36,7 +36,7 @@ EXACT = {
 """Every kernel that leaves the posterior invariant."""
 
 
-SLOW = ("single_auxiliary_variable", "pseudo_marginal", "normal", "uniform")
+SLOW = ("random_walk", "single_auxiliary_variable", "pseudo_marginal", "normal", "uniform")
 
 
 def cases(names):
@@ -68,6 +68,7 @@ def test_6x6_lattice(name):
     assert_posterior_moments(mcmc, names, lattice_grid(s, prior, field_prior))
 
 
+@pytest.mark.slow
 def test_frustrated_machine_of_eight_units():
     x = machine_data()
     mcmc = sample(ebm.Exchange(machine_model), x)

@@ -72,6 +72,37 @@ def batched(s, normalizer="guard"):
     numpyro.sample("t", other.expand([2]).to_event(1), obs=s[3:])
 
 
+def labels(s, normalizer="guard"):
+    """A Potts lattice."""
+    coupling = numpyro.sample("coupling", PRIOR)
+    bias = numpyro.sample("bias", PRIOR)
+    field = jnp.stack([bias, jnp.zeros(()), -bias])
+    potts = ebm.Potts.lattice((2, 3), coupling, 3, field, normalizer=normalizer)
+    numpyro.sample("s", potts, obs=s)
+
+
+WEIGHTS = np.random.default_rng(2).normal(0, 1.5, (5, 3))
+
+
+def machine_with_hidden_units(s, normalizer="guard"):
+    """A restricted Boltzmann machine whose weights have an unknown scale."""
+    scale = numpyro.sample("scale", PRIOR)
+    bias = numpyro.sample("bias", PRIOR)
+    rbm = ebm.RBM(scale * WEIGHTS, bias * jnp.ones(5), jnp.zeros(3), normalizer=normalizer)
+    with numpyro.plate("rows", len(s)):
+        numpyro.sample("s", rbm, obs=s)
+
+
+def real_units(s, normalizer="guard"):
+    """The same with Gaussian visible units: no pseudolikelihood to start from."""
+    scale = numpyro.sample("scale", PRIOR)
+    loc = numpyro.sample("loc", PRIOR)
+    visible = ebm.units.Gaussian(loc * jnp.ones(5))
+    rbm = ebm.RBM(scale * WEIGHTS / 2, visible, jnp.zeros(3), normalizer=normalizer)
+    with numpyro.plate("rows", len(s)):
+        numpyro.sample("s", rbm, obs=s)
+
+
 def _spins(key, *shape):
     return 2 * jax.random.bernoulli(jax.random.key(key), 0.6, shape).astype(int) - 1
 
@@ -84,10 +115,23 @@ CASES = {
         ((_spins(1, 9, 4) + 1) // 2, jnp.arange(9) % 3 > 0, 0.4),
     ),
     "batched": (batched, ["coupling", "offset"], (_spins(2, 5, 2, 3),)),
+    "labels": (
+        labels,
+        ["coupling", "bias"],
+        (jax.random.randint(jax.random.key(3), (2, 3), 0, 3),),
+    ),
+    "hidden": (machine_with_hidden_units, ["scale", "bias"], ((_spins(5, 8, 5) + 1) // 2,)),
+    "real": (real_units, ["scale", "loc"], (jax.random.normal(jax.random.key(4), (8, 5)),)),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("autologistic", "batched", "labels", "hidden", "real")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES],
+)
 def test_models(name):
     model, sites, args = CASES[name]
     mcmc = sample(ebm.Exchange(model), *args)
@@ -114,7 +158,8 @@ def hierarchy(s, normalizer="guard"):
         numpyro.sample("s", ising, obs=s)
 
 
-@pytest.mark.parametrize("jointly", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("jointly", [True, False])
 def test_hierarchy(jointly):
     s = jnp.stack([_spins(3, 2, 3), jnp.ones((2, 3), int), _spins(4, 2, 3)])
     kernel = ebm.Exchange(hierarchy)

@@ -261,6 +261,7 @@ def test_exact_draws_agree_with_enumeration():
     assert fit_score(exact, draws.value) < 4
 
 
+@pytest.mark.slow
 def test_many_states_are_drawn_in_two_steps():
     model, exact = answers("free, fields")  # 2^16 states
     draws = model.exact_sample(random.key(2), (NUM_DRAWS,), method="enumeration")

@@ -170,6 +170,7 @@ def test_draws_of_a_batch():
         assert fit_score(exact, draws[:, :, k].reshape(-1, 12)) < 4
 
 
+@pytest.mark.slow
 def test_draws_under_jit_and_vmap():
     def draw(key, coupling):
         return Ising.lattice((4, 4), coupling, 0.1).exact_sample(key, (3,))

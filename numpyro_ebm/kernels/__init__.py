@@ -6,7 +6,7 @@ from numpyro_ebm.kernels.cluster import SwendsenWang, SwendsenWangStep, Wolff, W
 from numpyro_ebm.kernels.discrepancy import SteinDiscrepancy, kernelized_stein_discrepancy
 from numpyro_ebm.kernels.discrete_langevin import DiscreteLangevin, DiscreteLangevinStep
 from numpyro_ebm.kernels.drift import AuxiliaryDrift, auxiliary_drift
-from numpyro_ebm.kernels.exchange import Exchange, ExchangeStep
+from numpyro_ebm.kernels.exchange import Exchange
 from numpyro_ebm.kernels.gibbs import BlockGibbs, GibbsSweeps
 from numpyro_ebm.kernels.gibbs_langevin import GibbsLangevinStep
 from numpyro_ebm.kernels.gibbs_with_gradients import GibbsWithGradients, GibbsWithGradientsStep
@@ -46,7 +46,6 @@ __all__ = [
     "AuxiliaryDrift",
     "AuxiliaryVariable",
     "Exchange",
-    "ExchangeStep",
     "NoisyHMC",
     "NoisyMALA",
     "PseudoMarginal",
