@@ -7,7 +7,8 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 # A minute and more each: they run with the slow tests.
 SLOW_NOTEBOOKS := $(addprefix notebooks/,$(addsuffix .ipynb, \
-	autoregressive deep_belief_networks evidence restricted_boltzmann_machine temporal training))
+	autoregressive bayesian_boltzmann bayesian_ising deep_belief_networks evidence \
+	restricted_boltzmann_machine temporal training))
 NOTEBOOKS := $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/*.ipynb))
 BENCHMARKS := $(wildcard benchmarks/*.py)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
