@@ -68,6 +68,22 @@ def test_6x6_lattice(name):
     assert_posterior_moments(mcmc, names, lattice_grid(s, prior, field_prior))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **how: ebm.Exchange(lattice_model, **how),
+        pytest.param(
+            lambda **how: ebm.PseudoMarginal(lattice_model, **how), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_screened_proposals(make):
+    """Where coupling from the past draws, a first test by the pseudo-posterior is corrected for."""
+    s, prior = lattice_data((3, 4), 0.2), dist.Uniform(0, 0.4)
+    mcmc = sample(make(auxiliary=CouplingFromThePast()), s, prior)
+    assert_posterior_moments(mcmc, ["coupling"], lattice_grid(s, prior))
+
+
 @pytest.mark.slow
 def test_frustrated_machine_of_eight_units():
     x = machine_data()
@@ -78,7 +94,7 @@ def test_frustrated_machine_of_eight_units():
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [16, 32])
 def test_large_lattices_by_coupling_from_the_past(side):
-    s, prior = lattice_data((side, side), 0.3, seed=side), dist.Uniform(0, 0.42)
+    s, prior = lattice_data((side, side), 0.3, seed=side), dist.Normal(0.3, 0.05)
     mcmc = sample(ebm.Exchange(lattice_model), s, prior, num_samples=500, num_warmup=100)
     assert isinstance(mcmc.sampler._sampler.methods[0][1], CouplingFromThePast)
     assert_posterior_moments(mcmc, ["coupling"], kaufman_grid(s, prior))

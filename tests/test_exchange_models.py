@@ -179,7 +179,7 @@ def test_hierarchy(jointly):
 
 
 OBSERVED = np.array([[1, -1, 1], [1, 1, 1], [-1, 1, 1]])
-MISSING = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], bool)
+MISSING = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
 
 
 def partly_observed():
@@ -194,11 +194,13 @@ def test_missing_units_are_imputed():
         (ebm.BlockGibbs(partly_observed, clamp=clamp), ebm.energy_sites),
         (ebm.Exchange(partly_observed), None),
     ]
-    mcmc = sample(Gibbs(blocks), num_samples=4000, chain_method=jax.vmap)
+    mcmc = sample(Gibbs(blocks), num_samples=12_000, chain_method=jax.vmap)
     draws = np.asarray(mcmc.get_samples()["s"])
     assert np.all(draws[:, ~MISSING] == OBSERVED[~MISSING])
 
-    fills = np.stack(np.meshgrid(*[[-1, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    num_missing = MISSING.sum()
+    fills = np.stack(np.meshgrid(*[[-1, 1]] * num_missing, indexing="ij"), -1)
+    fills = fills.reshape(-1, num_missing)
     states = np.repeat(OBSERVED[None], len(fills), 0)
     states[:, MISSING] = fills
 

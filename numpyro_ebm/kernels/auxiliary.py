@@ -22,6 +22,8 @@ DEFAULT_SWEEPS = 100
 """Sweeps of an auxiliary chain that nobody chose."""
 _FEW_TERMS = 2**16
 """Sums of so many terms cost less than coupling from the past; longer ones may not."""
+_LONG_BUDGET = 2**18
+"""Sweeps after which a run stops: a rare proposal at strong couplings should not stop it."""
 Sites = Mapping[str, dict[str, Any]]
 
 
@@ -88,6 +90,11 @@ class AuxiliarySampler:
         """Whether no site is drawn by a chain."""
         return not any(isinstance(method, AuxiliaryChain) for _, method in self.methods)
 
+    @property
+    def can_fail(self) -> bool:
+        """Whether a draw may not end."""
+        return any(isinstance(method, CouplingFromThePast) for _, method in self.methods)
+
     def draw(
         self, rng_key: Key[Array, ""], sites: Sites, sample_shape: tuple[int, ...] = ()
     ) -> Auxiliary:
@@ -112,7 +119,7 @@ class AuxiliarySampler:
             values[name] = halfway[name] = shape
             num_sweeps = jnp.maximum(num_sweeps, draws.num_sweeps)
             complete = complete & draws.complete
-        if any(isinstance(method, CouplingFromThePast) for _, method in self.methods):
+        if self.can_fail:
             io_callback(self._check, None, complete, num_sweeps)
         return Auxiliary(values, halfway, num_sweeps, complete)
 
@@ -205,7 +212,7 @@ def _choose(owner: str, name: str, auxiliary: Any, model: Any, obstacle: Any) ->
     reason = obstacle(name)
     if auxiliary is None:
         slow = AuxiliaryChain() if model.exact_sampler is None else ExactDraws()
-        return slow if reason else CouplingFromThePast()
+        return slow if reason else CouplingFromThePast(_LONG_BUDGET)
     if reason:
         raise ValueError(
             f"{owner}: coupling from the past cannot draw site '{name}' exactly: {reason} Use "

@@ -17,7 +17,7 @@ from numpyro_ebm.kernels.intractable_kernel import IntractableKernel
 from numpyro_ebm.kernels.langevin import check_count, check_positive
 from numpyro_ebm.kernels.modes import Mode
 from numpyro_ebm.kernels.perfect import CouplingFromThePast, ExactDraws
-from numpyro_ebm.kernels.proposals import Tuning, TuningState, log_reverse_ratio, propose
+from numpyro_ebm.kernels.proposals import Tuning, TuningState, log_reverse_ratio, propose, screened
 from numpyro_ebm.protocols import Kernel
 
 Vector = Float[Array, " n"]
@@ -116,12 +116,14 @@ class ExchangeStep:
         self, rng_key: Key[Array, ""], state: ExchangeState, target: IntractableDensity
     ) -> tuple[ExchangeState, ExchangeInfo]:
         """Propose parameters, draw data at them, and exchange them with some probability."""
-        keys = jax.random.split(rng_key, 6)
+        keys = jax.random.split(rng_key, 7)
         scale = self._tuning.scale(state.tuning)
         move = propose(keys[0], state.value, state.score, scale)
-        energy, score = self._evaluate(keys[1], move.value, target)
-        inside = jnp.isfinite(energy)
-        there = jnp.where(inside, move.value, state.value)  # where models can be drawn from
+        screen = screened(keys[6], target.screen, state.value, move.value)
+        there = jnp.where(screen.passed, move.value, state.value)
+        energy, score = self._evaluate(keys[1], there, target)
+        inside = screen.passed & jnp.isfinite(energy)
+        there = jnp.where(inside, there, state.value)  # where models can be drawn from
         drawn = target.draw(keys[2], there)
 
         def log_exchange(values: Values) -> Float[Array, ""]:
@@ -141,6 +143,7 @@ class ExchangeStep:
         if not target.sampler.is_exact:
             drift = log_z_ratio - log_exchange(drawn.halfway)
         log_accept = state.energy - energy + log_z_ratio + log_reverse_ratio(move, score)
+        log_accept = log_accept + screen.log_correction
         usable = inside & drawn.complete & ~jnp.isnan(log_accept)
         accept_prob = jnp.where(usable, jnp.exp(jnp.minimum(log_accept, 0)), 0.0)
         accept = jax.random.uniform(keys[4], (), accept_prob.dtype) < accept_prob
@@ -223,6 +226,10 @@ class Exchange(IntractableKernel):
     the data (double Metropolis-Hastings), and the posterior is **approximate**;
     :func:`~numpyro_ebm.auxiliary_drift` says whether the length matters.
 
+    Coupling from the past may take forever far from the posterior. There, proposals pass a first
+    test by the square root of the pseudo-posterior before data are drawn, which the second corrects
+    for (delayed acceptance).
+
     All latent sites move jointly in unconstrained space, with a covariance and scale that adapt
     in the warm-up. ``proposal="langevin"`` follows an unbiased estimate of the score,
     :math:`\nabla \log p(\theta) f(y; \theta) - \frac1m \sum_i \nabla \log f(w_i; \theta)`; the
@@ -280,7 +287,8 @@ class Exchange(IntractableKernel):
 
     References:
         Murray, Ghahramani & MacKay (2006), "MCMC for doubly-intractable distributions", UAI,
-        sections 3 and 4; Liang (2010), "A double Metropolis-Hastings sampler for spatial models
+        sections 3 and 4; Christen & Fox (2005), "Markov chain Monte Carlo using an approximation"
+        (delayed acceptance); Liang (2010), "A double Metropolis-Hastings sampler for spatial models
         with intractable normalizing constants".
     """
 

@@ -20,6 +20,7 @@ from numpyro_ebm.normalizer import NormalizerError
 Values = dict[str, Array]
 """Values of the observed energy-based sites, by name."""
 Trace = Mapping[str, dict[str, Any]]
+_SCREEN_POWER = 0.5
 
 
 class Unnormalized(Messenger):
@@ -78,6 +79,16 @@ class IntractableDensity(ModelDensity):
         super().__init__(energy, size, None)
         self._trace_at, self.names, self.sampler = trace_at, names, sampler
         self.pseudo_energy = pseudo_energy
+
+    def screen(self, vector: Raveled) -> Float[Array, ""]:
+        r"""Energy in nats of a wide and cheap stand-in for the posterior, to screen proposals by.
+
+        The square root of the pseudo-posterior where exact draws can take forever far from the
+        posterior; flat elsewhere.
+        """
+        if not self.sampler.can_fail:
+            return jnp.zeros((), vector.dtype)
+        return _SCREEN_POWER * self.pseudo_energy(vector)
 
     def sites(self, vector: Raveled) -> dict[str, dict[str, Any]]:
         """The observed energy-based sites of the model at u."""

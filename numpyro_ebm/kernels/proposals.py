@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from numpyro_ebm.kernels.modes import Mode
 
@@ -116,6 +117,39 @@ def propose(
     noise = jax.random.normal(rng_key, value.shape, value.dtype)
     drift = scale.T @ score / 2
     return Move(value + scale @ (drift + noise), noise, scale, drift)
+
+
+class Screened(NamedTuple):
+    """Whether a proposal has passed a first test by a stand-in for the posterior.
+
+    Attributes:
+        passed: Whether it has.
+        log_correction: What the second test must add to its log ratio in nats.
+    """
+
+    passed: Bool[Array, ""]
+    log_correction: Float[Array, ""]
+
+
+def screened(
+    rng_key: Key[Array, ""],
+    energy: Callable[[Vector], Float[Array, ""]],
+    old: Vector,
+    new: Vector,
+) -> Screened:
+    r"""First stage of a delayed acceptance.
+
+    A proposal passes with probability :math:`\min(1, e^{E(u) - E(u')})`; adding
+    :math:`E(u') - E(u)` to the log ratio of the second stage keeps the target invariant, whatever
+    the energy E is.
+
+    References:
+        Christen & Fox (2005), "Markov chain Monte Carlo using an approximation", Journal of
+        Computational and Graphical Statistics 14.
+    """
+    change = energy(new) - energy(old)
+    passed = jnp.log(jax.random.uniform(rng_key, (), change.dtype)) < -change
+    return Screened(passed, jnp.where(passed, change, 0.0))
 
 
 def log_reverse_ratio(move: Move, score: Vector) -> Float[Array, ""]:

@@ -19,7 +19,7 @@ from numpyro_ebm.kernels.intractable import IntractableDensity, causes_of
 from numpyro_ebm.kernels.intractable_kernel import IntractableKernel
 from numpyro_ebm.kernels.langevin import check_count, check_positive
 from numpyro_ebm.kernels.modes import Mode
-from numpyro_ebm.kernels.proposals import Tuning, TuningState, propose
+from numpyro_ebm.kernels.proposals import Tuning, TuningState, propose, screened
 from numpyro_ebm.protocols import Kernel
 
 
@@ -97,16 +97,18 @@ class PseudoMarginalStep:
         self, rng_key: Key[Array, ""], state: PseudoMarginalState, target: IntractableDensity
     ) -> tuple[PseudoMarginalState, ExchangeInfo]:
         """Propose parameters with an estimate of their 1 / Z, and accept both or none."""
-        key_move, key_weight, key_accept = jax.random.split(rng_key, 3)
+        key_move, key_weight, key_accept, key_screen = jax.random.split(rng_key, 4)
         scale = self._tuning.scale(state.tuning)
         move = propose(key_move, state.value, jnp.zeros_like(state.value), scale)
+        screen = screened(key_screen, target.screen, state.value, move.value)
         energy = target.energy(move.value)
-        inside = jnp.isfinite(energy)
+        inside = screen.passed & jnp.isfinite(energy)
         there = jnp.where(inside, move.value, state.value)
         log_weight, num_sweeps, complete = self._log_weight(
             key_weight, there, state.reference, target
         )
         log_accept = state.energy - energy + log_weight - state.log_weight
+        log_accept = log_accept + screen.log_correction
         usable = inside & complete & ~jnp.isnan(log_accept)
         accept_prob = jnp.where(usable, jnp.exp(jnp.minimum(log_accept, 0)), 0.0)
         accept = jax.random.uniform(key_accept, (), accept_prob.dtype) < accept_prob
