@@ -63,7 +63,7 @@ def test_noisy_kernels_are_near_the_posterior(kernel):
 
 def test_scores_average_to_the_gradient_of_the_log_posterior():
     """Against the derivative of the enumerated log posterior, in standard errors."""
-    from numpyro_ebm.kernels.exchange import stochastic_score
+    from numpyro_ebm.kernels.intractable_step import stochastic_score
 
     s, prior = lattice_data((3, 3), 0.2), dist.Normal(0, 0.3)
     kernel = ebm.Exchange(lattice_model, proposal="langevin")

@@ -151,7 +151,7 @@ def test_pseudo_marginal_of_replicates():
 def hierarchy(s, normalizer="guard"):
     """Couplings of three groups around a common mean."""
     center = numpyro.sample("center", dist.Normal(0, 0.4))
-    spread = numpyro.sample("spread", dist.HalfNormal(0.4))
+    spread = numpyro.sample("spread", dist.LogNormal(-1.2, 0.3))
     with numpyro.plate("groups", 3):
         coupling = numpyro.sample("coupling", dist.Normal(center, spread))
         ising = ebm.Ising.lattice((2, 3), coupling[:, None], normalizer=normalizer)

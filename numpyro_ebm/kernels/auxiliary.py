@@ -57,6 +57,9 @@ class AuxiliaryChain:
             )
 
 
+Method = ExactDraws | CouplingFromThePast | AuxiliaryChain | None
+
+
 class Auxiliary(NamedTuple):
     """Auxiliary data of all sites.
 
@@ -83,7 +86,7 @@ class AuxiliarySampler:
     """
 
     owner: str
-    methods: tuple[tuple[str, ExactDraws | CouplingFromThePast | AuxiliaryChain], ...]
+    methods: tuple[tuple[str, Any], ...]
 
     @property
     def is_exact(self) -> bool:

@@ -11,12 +11,18 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key
 
-from numpyro_ebm.kernels.exchange import ExchangeInfo, Method, Vector, check_goal, stochastic_score
+from numpyro_ebm.kernels.auxiliary import Method
 from numpyro_ebm.kernels.intractable import IntractableDensity
 from numpyro_ebm.kernels.intractable_kernel import IntractableKernel
+from numpyro_ebm.kernels.intractable_step import (
+    IntractableStep,
+    StepInfo,
+    check_goal,
+    stochastic_score,
+)
 from numpyro_ebm.kernels.langevin import check_count, check_positive
 from numpyro_ebm.kernels.modes import Mode
-from numpyro_ebm.kernels.proposals import Tuning, TuningState
+from numpyro_ebm.kernels.proposals import TuningState, Vector
 
 
 class NoisyState(NamedTuple):
@@ -42,30 +48,18 @@ class NoisyState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoisyStep:
+class NoisyStep(IntractableStep):
     """Leapfrog steps along stochastic scores (see :class:`NoisyHMC`).
 
     Attributes:
         num_steps: Leapfrog steps.
         num_draws: Auxiliary draws for each score and each ratio of normalizers.
-        step_size: Leapfrog step in units of the standard deviation of the posterior.
-        target_accept_prob: Acceptance probability that it adapts to; ``None`` to keep it.
-        dense_mass: Whether the mass matrix is dense.
-        num_warmup: Number of first steps that adapt.
     """
 
     num_steps: int = 1
     num_draws: int = 10
-    step_size: float = 0.5
-    target_accept_prob: float | None = 0.8
-    dense_mass: bool = True
-    num_warmup: int = 0
 
     reports: ClassVar[tuple[str, ...]] = ("accept_prob",)
-
-    @property
-    def _tuning(self) -> Tuning:
-        return Tuning(self.step_size, self.target_accept_prob, self.dense_mass, self.num_warmup)
 
     def init(
         self,
@@ -82,7 +76,7 @@ class NoisyStep:
 
     def step(
         self, rng_key: Key[Array, ""], state: NoisyState, target: IntractableDensity
-    ) -> tuple[NoisyState, ExchangeInfo]:
+    ) -> tuple[NoisyState, StepInfo]:
         """Follow stochastic scores, and accept with an estimated probability."""
         key_momentum, key_path, key_accept, key_next = jax.random.split(rng_key, 4)
         scale = self._tuning.scale(state.tuning)
@@ -117,21 +111,13 @@ class NoisyStep:
             key_next,
             self._tuning.update(state.tuning, value, accept_prob),
         )
-        return state, ExchangeInfo(accept_prob, state.energy)
-
-    def value(self, state: NoisyState, target: IntractableDensity) -> Vector:
-        """Unconstrained parameters of the chain."""
-        return state.value
+        return state, StepInfo(accept_prob, state.energy)
 
     def refresh(self, state: NoisyState, target: IntractableDensity) -> NoisyState:
         """Energy and score anew, after other sites of the model have changed."""
         key, rng_key = jax.random.split(state.rng_key)
         energy, score, _ = stochastic_score(key, state.value, target, self.num_draws)
         return state._replace(energy=energy, score=score, rng_key=rng_key)
-
-    def energy(self, state: NoisyState, target: IntractableDensity) -> Float[Array, ""]:
-        """E(u) in nats, as cached."""
-        return state.energy
 
 
 def _log_z_ratio(
@@ -214,7 +200,9 @@ class NoisyHMC(IntractableKernel):
         check_positive(owner, "step_size", step_size)
         goal = check_goal(owner, target_accept_prob, 0.8)
         goal = goal if adapt_step_size else None
-        kernel = NoisyStep(num_steps, num_draws, float(step_size), goal, dense_mass)
+        kernel = NoisyStep(
+            float(step_size), goal, dense_mass, num_steps=num_steps, num_draws=num_draws
+        )
         super().__init__(model, kernel, auxiliary)
 
 

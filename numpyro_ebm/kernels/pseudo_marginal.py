@@ -3,186 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import logsumexp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import ArrayLike
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 
-from numpyro_ebm.kernels.bridges import bridge, check_bridge_kernel
-from numpyro_ebm.kernels.exchange import ExchangeInfo, Method, Vector, check_goal
-from numpyro_ebm.kernels.intractable import IntractableDensity, causes_of
+from numpyro_ebm.kernels.auxiliary import Method
+from numpyro_ebm.kernels.bridges import check_bridge_kernel
+from numpyro_ebm.kernels.intractable import causes_of
 from numpyro_ebm.kernels.intractable_kernel import IntractableKernel
+from numpyro_ebm.kernels.intractable_step import check_goal
 from numpyro_ebm.kernels.langevin import check_count, check_positive
-from numpyro_ebm.kernels.modes import Mode
-from numpyro_ebm.kernels.proposals import Tuning, TuningState, propose, screened
+from numpyro_ebm.kernels.pseudo_marginal_step import PseudoMarginalStep
 from numpyro_ebm.protocols import Kernel
-
-
-class PseudoMarginalState(NamedTuple):
-    """State of one pseudo-marginal chain.
-
-    Attributes:
-        value: Unconstrained parameters u.
-        energy: E(u) in nats: minus the log joint density without log Z.
-        log_weight: Log of the estimate of the inverse normalizers, relative to the reference.
-        accept_prob: Acceptance probability of the last step.
-        auxiliary_sweeps: Sweeps that the slowest exact draw took.
-        step_size: Scale of the proposals of the last step.
-        reference: Unconstrained reference parameters.
-        tuning: What adaptation has learnt.
-    """
-
-    value: Vector
-    energy: Float[Array, ""]
-    log_weight: Float[Array, ""]
-    accept_prob: Float[Array, ""]
-    auxiliary_sweeps: Int[Array, ""]
-    step_size: Float[Array, ""]
-    reference: Vector
-    tuning: TuningState
-
-
-@dataclass(frozen=True)
-class PseudoMarginalStep:
-    """Pseudo-marginal steps, as pure functions (see :class:`PseudoMarginal`).
-
-    Attributes:
-        num_particles: Estimates that are averaged, M.
-        num_bridges: Models between the parameters and the reference, K.
-        step_size: Standard deviation of proposals in units of that of the posterior.
-        target_accept_prob: Acceptance probability that it adapts to; ``None`` to keep it.
-        dense_mass: Whether the covariance of proposals is dense.
-        bridge_kernel: Reversible moves between bridges; ``None`` for sweeps.
-        num_warmup: Number of first steps that adapt.
-    """
-
-    num_particles: int = 5
-    num_bridges: int = 5
-    step_size: float | None = None
-    target_accept_prob: float | None = 0.25
-    dense_mass: bool = True
-    bridge_kernel: Kernel | None = None
-    num_warmup: int = 0
-
-    reports: ClassVar[tuple[str, ...]] = ("accept_prob",)
-
-    @property
-    def _tuning(self) -> Tuning:
-        return Tuning(self.step_size, self.target_accept_prob, self.dense_mass, self.num_warmup)
-
-    def init(
-        self,
-        value: Vector,
-        target: IntractableDensity,
-        mode: Mode | None,
-        rng_key: Key[Array, ""],
-        reference: Vector | None = None,
-    ) -> PseudoMarginalState:
-        """One chain at ``value``; the reference is the mode where none is given."""
-        if reference is None:
-            reference = value if mode is None else mode.value
-        tuning, energy = self._tuning.init(value, mode), target.energy(value)
-        log_weight, num_sweeps, _ = self._log_weight(rng_key, value, reference, target)
-        zero, step_size = jnp.zeros((), value.dtype), tuning.step_size
-        return PseudoMarginalState(
-            value, energy, log_weight, zero, num_sweeps, step_size, reference, tuning
-        )
-
-    def step(
-        self, rng_key: Key[Array, ""], state: PseudoMarginalState, target: IntractableDensity
-    ) -> tuple[PseudoMarginalState, ExchangeInfo]:
-        """Propose parameters with an estimate of their 1 / Z, and accept both or none."""
-        key_move, key_weight, key_accept, key_screen = jax.random.split(rng_key, 4)
-        scale = self._tuning.scale(state.tuning)
-        move = propose(key_move, state.value, jnp.zeros_like(state.value), scale)
-        screen = screened(key_screen, target.screen, state.value, move.value)
-        energy = target.energy(move.value)
-        inside = screen.passed & jnp.isfinite(energy)
-        there = jnp.where(inside, move.value, state.value)
-        log_weight, num_sweeps, complete = self._log_weight(
-            key_weight, there, state.reference, target
-        )
-        log_accept = state.energy - energy + log_weight - state.log_weight
-        log_accept = log_accept + screen.log_correction
-        usable = inside & complete & ~jnp.isnan(log_accept)
-        accept_prob = jnp.where(usable, jnp.exp(jnp.minimum(log_accept, 0)), 0.0)
-        accept = jax.random.uniform(key_accept, (), accept_prob.dtype) < accept_prob
-        value = jnp.where(accept, move.value, state.value)
-        state = PseudoMarginalState(
-            value,
-            jnp.where(accept, energy, state.energy),
-            jnp.where(accept, log_weight, state.log_weight),
-            accept_prob,
-            num_sweeps,
-            state.tuning.step_size,
-            state.reference,
-            self._tuning.update(state.tuning, value, accept_prob),
-        )
-        return state, ExchangeInfo(accept_prob, state.energy)
-
-    def value(self, state: PseudoMarginalState, target: IntractableDensity) -> Vector:
-        """Unconstrained parameters of the chain."""
-        return state.value
-
-    def refresh(
-        self, state: PseudoMarginalState, target: IntractableDensity
-    ) -> PseudoMarginalState:
-        """E(u) anew, after other sites have changed; log Z does not depend on those."""
-        return state._replace(energy=target.energy(state.value))
-
-    def energy(self, state: PseudoMarginalState, target: IntractableDensity) -> Float[Array, ""]:
-        """E(u) in nats, as cached."""
-        return state.energy
-
-    def _log_weight(
-        self,
-        rng_key: Key[Array, ""],
-        value: Vector,
-        reference: Vector,
-        target: IntractableDensity,
-    ) -> tuple[Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
-        """Log estimate of Z(reference) / Z(u) in nats, summed over sites and their replicates."""
-        key_draw, key_bridge = jax.random.split(rng_key)
-        drawn = target.draw(key_draw, value, (self.num_particles,))
-        _, log_ratios = bridge(
-            key_bridge,
-            target,
-            drawn.values,
-            value,
-            reference,
-            num_bridges=self.num_bridges,
-            log_factor=lambda u, w: _Terms(target.log_terms(u, w)),
-            kernel=self.bridge_kernel,
-        )
-        total = sum((logsumexp(term, axis=0).sum() for term in log_ratios), jnp.zeros(()))
-        count = sum(int(np.prod(term.shape[1:])) for term in log_ratios)
-        log_weight = (total - count * np.log(self.num_particles)).astype(value.dtype)
-        return log_weight, drawn.num_sweeps, drawn.complete
-
-
-@jax.tree_util.register_pytree_node_class
-class _Terms(list):
-    """Arrays that are added one by one."""
-
-    def __add__(self, other: Any) -> _Terms:
-        return _Terms(a + b for a, b in zip(self, other, strict=True))
-
-    def __sub__(self, other: Any) -> _Terms:
-        return _Terms(a - b for a, b in zip(self, other, strict=True))
-
-    def tree_flatten(self) -> tuple[tuple[Array, ...], None]:
-        """The arrays are leaves."""
-        return tuple(self), None
-
-    @classmethod
-    def tree_unflatten(cls, aux: None, children: Any) -> _Terms:
-        """From the leaves."""
-        return cls(children)
 
 
 class PseudoMarginal(IntractableKernel):
@@ -269,12 +103,12 @@ class PseudoMarginal(IntractableKernel):
             check_positive(owner, "step_size", step_size)
         goal = check_goal(owner, target_accept_prob, 0.25)
         kernel = PseudoMarginalStep(
-            num_particles,
-            num_bridges,
             step_size,
             goal if adapt_step_size else None,
             dense_mass,
-            check_bridge_kernel(owner, bridge_kernel),
+            num_particles=num_particles,
+            num_bridges=num_bridges,
+            bridge_kernel=check_bridge_kernel(owner, bridge_kernel),
         )
         super().__init__(model, kernel, auxiliary)
         self._reference = None if reference is None else dict(reference)
