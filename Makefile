@@ -56,7 +56,7 @@ test-fast: $(VENV)/.installed-test
 	$(PYTEST)
 
 test-compatibility: $(VENV)/.installed-test
-	$(PYTEST) numpyro_ebm $(COMPATIBILITY)
+	$(PYTEST) $(addprefix numpyro_ebm/,distributions evidence units) $(COMPATIBILITY)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
