@@ -95,6 +95,7 @@ def main():
     parser.add_argument("--num-chains", type=int, default=4)
     parser.add_argument("--num-warmup", type=int, default=200)
     parser.add_argument("--num-samples", type=int, default=2000)
+    parser.add_argument("--only", default="", help="kernels with this in their name")
     options = parser.parse_args()
     true = ebm.Ising.lattice((16, 16), options.coupling)
     s = ebm.perfect_sample(jax.random.key(0), true).value
@@ -102,6 +103,8 @@ def main():
     print(f"exact posterior of the coupling: mean {mean:.4f}, standard deviation {scale:.4f}")
     print(f"{'':40s} accept     ESS  ESS/s    mean (s.e.)      sd (s.e.)")
     for name, make in KERNELS.items():
+        if options.only not in name:
+            continue
         draws, accept, seconds = measure(make(), s, options)
         away = draws - mean
         errors = []
