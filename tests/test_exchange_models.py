@@ -336,3 +336,17 @@ def test_the_same_seed_gives_the_same_chain():
     draws = [sample(ebm.Exchange(autologistic), *args, num_samples=5, num_warmup=5) for _ in "ab"]
     first, second = (mcmc.get_samples()["coupling"] for mcmc in draws)
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_kernel_starts_anew_with_other_data():
+    """Each run starts at the mode of its own data, not at that of an earlier run."""
+    kernel = ebm.Exchange(autologistic)
+    centres = []
+    for s in (_spins(0, 3, 4), jnp.ones((3, 4), int)):
+        state = kernel.init(jax.random.key(0), 0, None, (s,), {})
+        centres.append(np.asarray(state.chains["joint"].tuning.mean))
+    fresh = ebm.Exchange(autologistic).init(
+        jax.random.key(0), 0, None, (jnp.ones((3, 4), int),), {}
+    )
+    np.testing.assert_array_equal(centres[1], fresh.chains["joint"].tuning.mean)
+    assert not np.allclose(centres[0], centres[1])

@@ -68,6 +68,7 @@ class IntractableKernel(DensityKernel):
     def _start(self, rng_key: Key[Array, ""], model_args: Any, model_kwargs: Any):
         z, model_trace = SiteKernel._start(self, rng_key, model_args, model_kwargs)
         self._resolve(z, model_args, model_kwargs)
+        self._mode = None  # that of the data of an earlier run
         target, flat = self._target(z, model_trace, model_args, model_kwargs)
         mode = self._find_mode(target, flat)
         if mode is None:
